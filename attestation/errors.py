@@ -1,0 +1,97 @@
+"""The errors of this package.
+
+    Explained                      any error that says what was expected, what came, what to do next
+    └── AttestationError           everything that `attestation` raises because of its input
+        ├── FirmwareError
+        │   ├── FirmwareFormatError    the bytes break the TDVF, volume or variable store format
+        │   └── FirmwareRejected       well formed, but must not be bound, measured or used
+        ├── PeFormatError              the bytes are no PE image that firmware would load
+        ├── UkiRejected                a PE image, but not a unified kernel image we can predict
+        ├── MeasurementFormatError     a measurement record or file breaks its schema
+        └── FileError
+            ├── FileUnreadable         missing, not permitted, not a file (exit code 3)
+            └── FileTooLarge           larger than anything of its kind can be
+
+Other packages derive their own trees from `Explained`. Whatever the bytes, input from outside
+raises this tree only.
+"""
+
+from typing import ClassVar
+
+
+class Explained(Exception):
+    """An error for people: `str()` says what is wrong, `diagnostics()` also why and what next.
+
+    `rule` names the violated check (stable, for tests and machines); `hint` is the next step.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(
+        self, message: str, *, expected: str = "", got: str = "", rule: str = "", hint: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.expected = expected
+        self.got = got
+        self.rule = rule
+        self.hint = hint
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        if self.got:
+            parts.append(f"got {self.got}")
+        return ", ".join(parts)
+
+    def diagnostics(self) -> str:
+        """The whole story, one aspect a line."""
+        lines = [str(self)]
+        if self.rule:
+            lines.append(f"  rule: {self.rule}")
+        if self.hint:
+            lines.append(f"  next: {self.hint}")
+        return "\n".join(lines)
+
+
+class AttestationError(Explained):
+    """Root of everything that this package raises because of its input."""
+
+
+class FirmwareError(AttestationError):
+    """Something about a firmware image."""
+
+
+class FirmwareFormatError(FirmwareError):
+    """The bytes break the TDVF, firmware volume or variable store format."""
+
+
+class FirmwareRejected(FirmwareError):
+    """A well-formed firmware that must not be bound, measured or used; see `rule`."""
+
+
+class PeFormatError(AttestationError):
+    """The bytes are no PE/COFF image, or one that firmware would not load."""
+
+
+class UkiRejected(AttestationError):
+    """A PE image, but not a unified kernel image whose boot we can predict; see `rule`."""
+
+
+class MeasurementFormatError(AttestationError):
+    """A measurement record or file breaks its schema."""
+
+
+class FileError(AttestationError):
+    """A file that should be input can't be taken in."""
+
+
+class FileUnreadable(FileError):
+    """The file is missing, is no regular file, or may not be read."""
+
+    exit_code = 3
+
+
+class FileTooLarge(FileError):
+    """The file is larger than anything of its kind can be."""

@@ -1,0 +1,1 @@
+"""Builds, and later publishes and verifies, releases of the zipnet appliances."""

@@ -1,0 +1,1 @@
+"""The image builder behind `build.py`: one role in, one measured appliance out."""

@@ -1,0 +1,161 @@
+"""What a build is made of: roles, distributions, package sets, and where things lie here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from release.errors import HostError
+from zipnet.preflight import Role
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "Archive",
+    "Distribution",
+    "Flavor",
+    "Paths",
+    "Role",
+    "host_distribution",
+]
+
+
+class Flavor(StrEnum):
+    """`production` is what operators run; `mock` is for emulation and CI and says so everywhere."""
+
+    PRODUCTION = "production"
+    MOCK = "mock"
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A package archive: its name is the last part of a mirror's path, as mirrors lay them out."""
+
+    name: str
+    suites: tuple[str, ...]
+    components: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A distribution and the one release of it that images are built from."""
+
+    name: str
+    release: str
+    archives: tuple[Archive, ...]
+    keyring: str
+    python: str
+    glibc: tuple[int, int]
+
+
+DEBIAN_KEYRING = "usr/share/keyrings/debian-archive-keyring.gpg"
+DISTRIBUTIONS = {
+    "debian": Distribution(
+        name="debian",
+        release="trixie",
+        archives=(
+            Archive("debian", ("trixie", "trixie-updates"), ("main",)),
+            Archive("debian-security", ("trixie-security",), ("main",)),
+        ),
+        keyring=DEBIAN_KEYRING,
+        python="3.13",
+        glibc=(2, 41),
+    ),
+    "ubuntu": Distribution(
+        name="ubuntu",
+        release="noble",
+        archives=(
+            Archive("ubuntu", ("noble", "noble-updates", "noble-security"), ("main", "universe")),
+        ),
+        keyring="usr/share/keyrings/ubuntu-archive-keyring.gpg",
+        python="3.12",
+        glibc=(2, 39),
+    ),
+}
+# Where the builder's own tools come from, whatever the image: mkosi, QEMU and the firmware are
+# newer in sid than anywhere else, and what writes image bytes comes from a stable release.
+SID = Archive("debian", ("sid",), ("main",))
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSet:
+    """A named closure of packages that is resolved, locked and unpacked as one."""
+
+    name: str
+    packages: tuple[str, ...]
+    essential: bool = False
+    closure: bool = True
+
+
+TRIXIE_SETS = (
+    # What mkosi starts in its sandbox, and the zstd and ukify that decide an image's bytes.
+    PackageSet(
+        "tools",
+        (
+            *("apt", "apt-utils", "ca-certificates", "cpio", "debian-archive-keyring", "kmod"),
+            *("libfaketime", "mount", "python3", "python3-pefile", "systemd", "systemd-boot-efi"),
+            *("systemd-ukify", "ubuntu-keyring", "xz-utils", "zstd"),
+        ),
+        essential=True,
+    ),
+)
+SID_SETS = (
+    PackageSet("mkosi", ("mkosi",), closure=False),
+    PackageSet("firmware", ("ovmf-inteltdx",), closure=False),
+    PackageSet("emulator", ("dosfstools", "mtools", "qemu-system-x86", "swtpm", "swtpm-tools")),
+    # For tests only: a firmware that knows a TPM, and an EFI shell that must be refused.
+    PackageSet("test-firmware", ("efi-shell-x64", "ovmf-generic"), closure=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The checkout that is built and the cache beside it; nothing else on the host is written."""
+
+    root: Path
+    cache: Path
+
+    @classmethod
+    def of(cls, root: Path) -> Paths:
+        """Take the cache from ZIPNET_CACHE, else from the user's cache folder."""
+        chosen = os.environ.get("ZIPNET_CACHE")
+        if chosen:
+            return cls(root, Path(chosen).absolute())
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return cls(root, Path(base) / "zipnet")
+
+    @property
+    def locks(self) -> Path:
+        """The folder of the package locks."""
+        return self.root / "images" / "locks"
+
+    @property
+    def python_lock(self) -> Path:
+        """The lock of every Python dependency."""
+        return self.root / "requirements.lock"
+
+
+def host_distribution(os_release: Path = Path("/etc/os-release")) -> Distribution:
+    """The host's own distribution, as mkosi chooses it. Raises HostError for any other."""
+    try:
+        lines = os_release.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise HostError(
+            "cannot tell this host's distribution",
+            got=f"{os_release}: {error.strerror}",
+            rule="images are the host's distribution unless --distribution says otherwise",
+            hint="pass --distribution debian or --distribution ubuntu",
+        ) from error
+    fields = dict(line.split("=", 1) for line in lines if "=" in line)
+    names = [fields.get("ID", ""), *fields.get("ID_LIKE", "").strip('"').split()]
+    for name in (part.strip('"') for part in names):
+        if name in DISTRIBUTIONS:
+            return DISTRIBUTIONS[name]
+    raise HostError(
+        "this host's distribution is not one that images are built from",
+        expected=" or ".join(DISTRIBUTIONS),
+        got=fields.get("ID", "nothing"),
+        rule="images are the host's distribution unless --distribution says otherwise",
+        hint="pass --distribution debian (and --mirror, if apt here lists no Debian archive)",
+    )
