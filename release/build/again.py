@@ -11,7 +11,6 @@ from release.build.compare import Comparison, require_identical
 from release.build.pipeline import Builder, Request, Result
 from release.build.process import run
 from release.build.stage import INPUTS, PACKAGES
-from zipnet import __version__
 
 # Everything that a build reads from its checkout, and the builder itself.
 COPIED = (*INPUTS, *PACKAGES, "release", "build.py", "pyproject.toml", "requirements.lock")
@@ -37,6 +36,8 @@ def check(builder: Builder, request: Request, result: Result) -> None:
             command += [f"--locks={locks}", f"--out={out}", f"--flavor={request.flavor}"]
             command += [f"--distribution={request.distribution.name}"]
             command += [f"--role={role}" for role in request.roles]
+            # The second build may not depend on this host's apt, which the first may not have used.
+            command += [f"--mirror={n}={url}" for n, url in builder.supply.mirrors.bases]
             if request.compress_level is not None:
                 command += ["--compress-level", str(request.compress_level)]
             if request.skip_boot_proof:
@@ -49,7 +50,7 @@ def check(builder: Builder, request: Request, result: Result) -> None:
                     result.box.tools,
                     builder.supply.store,
                     each.debs,
-                    f"zipnet {__version__}",
+                    f"zipnet {builder.paths.version()}",
                 )
                 require_identical(comparison.folders(each.folder, out / each.role))
                 step.note(f"{each.role}: identical")

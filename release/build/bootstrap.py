@@ -35,6 +35,7 @@ def ensure(root: Path, cache: Path, group: str) -> Path:
     """The folder of a virtual environment with the locked dependencies of a group."""
     try:
         requirements = pythonlock.upto(root / "requirements.lock", group)
+        count = len(pythonlock.pins(requirements))
     except (OSError, ValueError) as error:
         _stop(f"the lock of the Python dependencies can't be used: {error}", "restore it from git")
     name = f"python-{group}-{pythonlock.key(requirements, sys.version)}"
@@ -45,16 +46,15 @@ def ensure(root: Path, cache: Path, group: str) -> Path:
     with (cache / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (environment / READY).exists():
+            print(
+                f"Setting up: {count} locked Python packages, once, into {environment}",
+                file=sys.stderr,
+            )
             _create(environment, requirements)
     return environment
 
 
 def _create(environment: Path, requirements: str) -> None:
-    print(
-        f"Setting up: {len(pythonlock.pins(requirements))} locked Python packages, once, "
-        f"into {environment}",
-        file=sys.stderr,
-    )
     shutil.rmtree(environment, ignore_errors=True)
     with contextlib.ExitStack() as stack:
         stack.callback(_discard_unless_ready, environment)

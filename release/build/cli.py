@@ -221,7 +221,18 @@ def doctor_command(
         sys.exit(3)
 
 
-@cli.command("test", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+class _Unparsed(click.Command):
+    """A command whose arguments are another program's, `--` included, but for --help alone."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Leave `args` as they are."""
+        if args == ["--help"]:
+            return super().parse_args(context, args)
+        context.args = args
+        return args
+
+
+@cli.command("test", cls=_Unparsed)
 @click.pass_context
 def test_command(context: click.Context) -> None:
     """Run the tests: every environment of tox.ini, or `build.py test -e unit -- -k quote`."""

@@ -19,7 +19,12 @@ class Step:
     title: str
     log: Path
     echo: bool
+    console: Console
     notes: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """Print a line at once: what the step is about to do."""
+        self.console.print(f"       {text}", markup=False, highlight=False)
 
     def note(self, text: str) -> None:
         """Add a line that is printed below the step."""
@@ -43,10 +48,13 @@ class Steps:
     @contextmanager
     def step(self, title: str) -> Iterator[Step]:
         """Run the body as one step; an error that leaves it marks the step as failed."""
+        if not self.count:
+            self.console.print(f"logs in {self.logs}", markup=False, highlight=False)
         self.count += 1
         self.logs.mkdir(parents=True, exist_ok=True)
         name = "".join(c if c.isalnum() else "-" for c in title.lower())
-        step = Step(title, self.logs / f"{self.count:02}-{name}.log", self.verbose)
+        log = self.logs / f"{self.count:02}-{name}.log"
+        step = Step(title, log, self.verbose, self.console)
         label = f"[{self.count:>2}] {title}"
         begin = time.monotonic()
         outcome = "failed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ HEADER = 110
 MAGIC = b"070701"
 TRAILER = "TRAILER!!!"
 NAME_LIMIT = 4096
+HEADER_FORM = re.compile(MAGIC + rb"[0-9A-Fa-f]{104}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,10 @@ def write(members: dict[str, tuple[int, bytes]]) -> bytes:
 
 def _fields(archive: bytes, at: int) -> list[int]:
     header = archive[at : at + HEADER]
-    if len(header) != HEADER or header[:6] != MAGIC:
+    # Digits only: int() takes signs and blanks too, and a negative size would lead backwards.
+    if len(header) != HEADER or not HEADER_FORM.fullmatch(header):
         raise _malformed(at)
-    try:
-        return [int(header[i : i + 8], 16) for i in range(6, HEADER, 8)]
-    except ValueError as error:
-        raise _malformed(at) from error
+    return [int(header[i : i + 8], 16) for i in range(6, HEADER, 8)]
 
 
 def _align(offset: int) -> int:

@@ -49,7 +49,8 @@ class Deb:
             raise LockError(
                 "a package record has other fields than it should",
                 expected=", ".join(cls.__slots__),
-                got=", ".join(map(str, record)) if isinstance(record, dict) else repr(record)[:80],
+                # Names only, in ASCII: what nests deep enough, or is no Unicode, can't be shown.
+                got=ascii(list(record) if isinstance(record, dict) else type(record))[:200],
                 rule="a record has exactly the fields of docs/formats.md",
             )
         for field, pattern in cls.PATTERNS.items():
@@ -141,6 +142,11 @@ class Store:
         return left
 
     def _take(self, deb: Deb, path: Path) -> bool:
+        if path.is_symlink():
+            # apt does not copy what file:// URLs name, and the store must not change with them.
+            source = path.resolve()
+            path.unlink()
+            shutil.copyfile(source, path)
         if not _has_size(path, deb.size) or digest(path) != deb.sha256:
             return False
         target = self.path(deb)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from release.build import mirror
+from release.build import mirror, process
 from release.build.deb import APT_HELPER
 from release.build.process import run
 from release.build.settings import DEBIAN_KEYRING, Distribution, Paths
@@ -61,7 +61,7 @@ def _version() -> Finding:
 
 
 def _programs() -> Finding:
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    missing = [name for name in PROGRAMS if shutil.which(name, path=process.PATH) is None]
     if not Path(APT_HELPER).exists():
         missing.append(APT_HELPER)
     if missing:

@@ -18,8 +18,10 @@ from pathlib import Path
 from release.build.process import started
 from release.build.tools import Tree
 
-# Terminal control: CSI and OSC sequences, and single-character escapes (ECMA-48).
-ESCAPES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.")
+# Terminal control: CSI, OSC and DCS sequences, and escapes of one or more characters (ECMA-48).
+ESCAPES = re.compile(
+    rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]P][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]"
+)
 LINE_LIMIT = 4096
 TRANSCRIPT_LIMIT = 4 << 20
 READ = 1 << 16

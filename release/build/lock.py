@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from release.build.deb import Deb
@@ -77,7 +78,11 @@ class Lock:
                 hint="make a new lock with `python build.py lock`",
             )
         _check(found, "release", r"[a-z]{2,20}(-[a-z]{2,20})?")
-        _check(found, "timestamp", r"\d{8}T\d{6}Z")
+        _check(found, "timestamp", r"[0-9]{8}T[0-9]{6}Z")
+        try:
+            datetime.strptime(found["timestamp"], "%Y%m%dT%H%M%S%z")
+        except ValueError as error:
+            raise LockError("a lock's timestamp is malformed", got=found["timestamp"]) from error
         epoch, sets = found["source_date_epoch"], found["sets"]
         if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 < epoch < 1 << 32:
             raise LockError("a lock's source_date_epoch is not a time", got=repr(epoch)[:40])
@@ -119,6 +124,8 @@ def _check(found: Mapping[str, object], name: str, pattern: str) -> None:
 
 
 def _set(name: str, debs: object) -> tuple[Deb, ...]:
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", name):
+        raise LockError("a package set's name is malformed", got=ascii(name)[:80])
     if not isinstance(debs, list) or not debs:
         raise LockError(f"the package set {name!r} is empty", rule="an empty set installs nothing")
     parsed = tuple(Deb.parse(item) for item in debs)

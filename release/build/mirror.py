@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from release.build.process import environment, run
-from release.errors import MirrorError
+from release.errors import MirrorError, ToolFailed
 
 ARCHIVE_NAMES = ("debian", "debian-security", "ubuntu")
 SCHEMES = ("http", "https", "file")
@@ -104,9 +104,16 @@ def choose(options: Sequence[str], default_archive: str, snapshot: str | None) -
     Debian's mirrors do.
     """
     chosen = dict(parse_option(text, default_archive) for text in options)
+    try:
+        host = of_host()
+    except ToolFailed:
+        # Broken settings of apt are no reason to stop if --mirror says where packages are.
+        if not chosen:
+            raise
+        host = ()
     merged = chosen | {
         name: url
-        for name, url in of_host()
+        for name, url in host
         # A mirror given for Debian speaks for its security archive as well.
         if name not in chosen and not (name == "debian-security" and "debian" in chosen)
     }

@@ -15,7 +15,7 @@ from release.build.process import run
 from release.build.settings import Distribution, Role
 from release.build.stage import RUNTIME
 from release.build.tools import Tree
-from release.errors import BuildRefused, HostError, ToolFailed
+from release.errors import BuildRefused, ToolFailed
 
 # mkosi only warns about settings it does not know or finds in the wrong section: a typo would pass.
 SUSPICIOUS = re.compile(
@@ -173,15 +173,8 @@ class Mkosi:
         return "\n".join(lines) + "\n"
 
 
-def _explained(error: ToolFailed) -> Exception:
+def _explained(error: ToolFailed) -> ToolFailed:
     text = "\n".join(error.tail)
-    if "No space left on device" in text:
-        return HostError(
-            "the disk is full",
-            got="No space left on device, while mkosi ran",
-            rule="a build needs about 2 GiB beside its cache",
-            hint="free some space, or point ZIPNET_CACHE to another disk",
-        )
     if re.search(r"unshare|user namespace|uid_map|newuidmap|/etc/subuid", text, re.IGNORECASE):
         return ToolFailed(
             error.message,

@@ -33,14 +33,19 @@ def names(role: Role) -> frozenset[str]:
 
 def check(out: Path, roles: Sequence[Role]) -> None:
     """Raise OutputRefused if writing to `out` would touch anything that a build did not write."""
-    if out.exists() and not out.is_dir():
-        raise _refused(f"{out} is not a folder", str(out))
+    nearest = next(p for p in (out, *out.parents) if p.is_symlink() or p.exists())
+    if not nearest.is_dir():
+        raise _refused(f"{nearest} is not a folder", str(nearest))
     for role in roles:
         folder = out / role
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise _refused(f"{folder} is not a folder", str(folder))
         if folder.is_dir():
-            foreign = sorted(p.name for p in folder.iterdir() if p.name not in names(role))
+            foreign = sorted(
+                p.name
+                for p in folder.iterdir()
+                if p.name not in names(role) or p.is_symlink() or not p.is_file()
+            )
             if foreign:
                 raise _refused(f"{folder} holds files that no build wrote", ", ".join(foreign[:5]))
 
@@ -58,22 +63,28 @@ def _refused(message: str, got: str) -> OutputRefused:
 def replacing(out: Path, role: Role) -> Iterator[Path]:
     """Yield a fresh folder that takes the place of `out/ROLE` if the body ends well."""
     check(out, [role])
-    created = not out.exists()
+    created = [p for p in (out, *out.parents) if not p.exists()]
     out.mkdir(parents=True, exist_ok=True)
     target = out / role
     scratch = Path(tempfile.mkdtemp(dir=out, prefix=f".{role}-"))
+    old = scratch / "old"
     try:
         folder = scratch / "new"
         folder.mkdir(mode=0o755)
         yield folder
         check(out, [role])
         if target.exists():
-            target.rename(scratch / "old")
+            target.rename(old)
         folder.rename(target)
     finally:
+        # Interrupted between the two: what was there comes back.
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(scratch, ignore_errors=True)
-        if created and not any(out.iterdir()):
-            out.rmdir()
+        for path in created:
+            if any(path.iterdir()):
+                break
+            path.rmdir()
 
 
 def packages(

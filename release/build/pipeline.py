@@ -24,13 +24,13 @@ from release.build.deb import Deb, digest
 from release.build.emulator import Emulator
 from release.build.lock import Lock
 from release.build.mkosi import Mkosi
+from release.build.process import full_disk
 from release.build.sbom import sbom
 from release.build.settings import Distribution, Flavor, PackageSet, Paths, Role
 from release.build.stage import stage
 from release.build.supply import TOOLS_LOCK, Supply, age, base_firmware
 from release.build.tools import Tree
 from release.errors import HostError
-from zipnet import __version__
 
 # A build's own files, without its cache: staging, package pool, mkosi's workspace, outputs.
 WORK_SPACE = 1500 << 20
@@ -169,11 +169,9 @@ class Builder:
             missing = [d for debs in sets.values() for d in store.missing(debs)]
             if missing:
                 size = sum(d.size for d in missing) / 1e6
-                step.note(f"fetched {len(missing)} packages, {size:.0f} MB, into {store.folder}")
-            step.note(
-                "unpacked, not installed: "
-                + ", ".join(f"{n} ({_version(n, debs)})" for n, debs in sets.items())
-            )
+                step.say(f"fetching {len(missing)} packages, {size:.0f} MB, into {store.folder};")
+                step.say("they are unpacked below it, nothing is installed on this host")
+            step.say(", ".join(f"{n}: {_version(n, debs)}" for n, debs in sets.items()))
             trees = {name: self.supply.tree(found, name, step.log) for name in sets}
             tools.prune(self.paths.cache / "trees")
         return Toolbox(
@@ -322,7 +320,7 @@ class Builder:
                     ),
                     "sbom.cdx.json": sbom(
                         image,
-                        __version__,
+                        self.paths.version(),
                         digest(uki),
                         debs,
                         runtime.wheels,
@@ -373,8 +371,11 @@ class Builder:
             for name, each in ((TOOLS_LOCK, box.lock), (found.release, found)):
                 path = self.supply.lock_path(name)
                 scratch = path.with_suffix(".new")
-                scratch.write_bytes(each.dumps())
-                scratch.replace(path)
+                try:
+                    scratch.write_bytes(each.dumps())
+                    scratch.replace(path)
+                finally:
+                    scratch.unlink(missing_ok=True)
                 written.append(path)
             return written
 
@@ -398,12 +399,7 @@ def _sweep(parent: Path) -> None:
 def explain_os_error(error: OSError) -> HostError:
     """An error of the operating system as one of ours."""
     if error.errno == errno.ENOSPC:
-        return HostError(
-            "the disk is full",
-            got=str(error),
-            rule="a build needs about 2 GiB beside its cache",
-            hint="free some space, or point ZIPNET_CACHE or --out to another disk",
-        )
+        return full_disk(str(error))
     return HostError(
         "the operating system refused something that the build needs",
         got=str(error),

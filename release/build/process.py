@@ -75,12 +75,15 @@ def started(
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
-                break
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+    # What is left of the group: a program that ignores SIGTERM, or children that outlived it.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
     if process.stdout is not None:
         process.stdout.close()
 
@@ -97,7 +100,8 @@ def run(
 ) -> list[str]:
     """Run a program to its end and return its lines; they also go to the end of `log`.
 
-    Raises ToolFailed with the last lines if it ends with another status than 0.
+    Raises ToolFailed with the last lines if it ends with another status than 0, HostError if they
+    say that the disk is full.
     """
     lines: list[str] = []
     tail: deque[str] = deque(maxlen=TAIL)
@@ -119,7 +123,19 @@ def run(
     finally:
         if sink is not None:
             sink.close()
+    if status and any("No space left on device" in line for line in tail):
+        raise full_disk(f"No space left on device, while {Path(os.fspath(command[0])).name} ran")
     if status:
         name = Path(os.fspath(command[0])).name
         raise ToolFailed(f"{name} ended with status {status}", tail=tuple(tail), log=log, hint=hint)
     return lines
+
+
+def full_disk(got: str) -> HostError:
+    """The error that says so."""
+    return HostError(
+        "the disk is full",
+        got=got,
+        rule="a build needs about 2 GiB beside its cache",
+        hint="free some space, or point ZIPNET_CACHE or --out to another disk",
+    )

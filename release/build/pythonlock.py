@@ -23,6 +23,8 @@ def read(path: Path) -> dict[str, str]:
         if line.startswith(MARK):
             current = groups.setdefault(line.removeprefix(MARK).strip(), [])
         elif not line.lstrip().startswith("#"):
+            if line.strip() and not groups:
+                raise ValueError(f"{path.name} has a requirement outside of the groups")
             current.append(line)
     if tuple(groups) != GROUPS:
         raise ValueError(f"{path.name} has the groups {tuple(groups)}, expected {GROUPS}")

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from release.errors import HostError
-from zipnet.preflight import Role
+from release.errors import BuildRefused, HostError
 
-__all__ = [
-    "DISTRIBUTIONS",
-    "Archive",
-    "Distribution",
-    "Flavor",
-    "Paths",
-    "Role",
-    "host_distribution",
-]
+
+class Role(StrEnum):
+    """What an image is for; `images/ROLE/` and `mkosi.conf.d/30-ROLE.conf` say what is in it."""
+
+    SERVER = "server"
+    AGGREGATOR = "aggregator"
+    CLIENT = "client"
 
 
 class Flavor(StrEnum):
@@ -124,6 +122,14 @@ class Paths:
             return cls(root, Path(chosen).absolute())
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return cls(root, Path(base) / "zipnet")
+
+    def version(self) -> str:
+        """The version of what goes into images. Raises BuildRefused if the source names none."""
+        source = (self.root / "zipnet" / "__init__.py").read_text("utf-8")
+        match = re.search(r'^__version__ = "([0-9][0-9A-Za-z.+]*)"$', source, re.MULTILINE)
+        if match is None:
+            raise BuildRefused("zipnet/__init__.py names no version", rule="an image has a version")
+        return match[1]
 
     @property
     def locks(self) -> Path:

@@ -9,6 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
+from release.build.lock import SOURCE_DATE_EPOCH
 from release.build.settings import Flavor, Role
 from release.build.wheels import Runtime
 
@@ -17,6 +18,7 @@ PACKAGES = ("attestation", "zipnet")
 # The software TEE signs whatever it is told; production images don't hold it.
 MOCK_ONLY = ("attestation/providers/mock.py",)
 RUNTIME = "runtime"
+TIMES = (SOURCE_DATE_EPOCH, SOURCE_DATE_EPOCH)
 
 
 def stage(root: Path, folder: Path, role: Role, flavor: Flavor, runtime: Runtime) -> None:
@@ -48,15 +50,21 @@ def stage(root: Path, folder: Path, role: Role, flavor: Flavor, runtime: Runtime
 
 
 def normalize(folder: Path) -> None:
-    """Give every folder 755 and every file 755 or 644, whatever the checkout's umask was."""
+    """Give every folder 755 and every file 755 or 644, and all the same time of change.
+
+    Whatever the checkout's umask and clock were: mkosi leaves a time before its source epoch as is.
+    """
     for parent, folders, files in os.walk(folder):
         for name in folders:
             path = Path(parent, name)
             # A mask is a link to /dev/null: following it would change the host.
             if not path.is_symlink():
                 path.chmod(0o755)
+            os.utime(path, TIMES, follow_symlinks=False)
         for name in files:
             path = Path(parent, name)
             if not path.is_symlink():
                 path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+            os.utime(path, TIMES, follow_symlinks=False)
     folder.chmod(0o755)
+    os.utime(folder, TIMES)

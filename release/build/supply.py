@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from release.build import lock
 from release.build.apt import AptRoot
-from release.build.deb import Store
+from release.build.deb import Deb, Store
 from release.build.lock import Lock
 from release.build.mirror import Mirrors
 from release.build.settings import (
@@ -27,6 +28,7 @@ from release.build.tools import FIRMWARE, Tree, unpack
 from release.errors import LockError
 
 TOOLS_LOCK = "tools"
+Group = tuple[str, tuple[Deb, ...]]
 STALE_DAYS = 10
 
 
@@ -67,18 +69,21 @@ class Supply:
                 folder / "debian-trixie", DISTRIBUTIONS["debian"].archives, self.mirrors, keyring
             )
             sid = AptRoot(folder / "debian-sid", (SID,), self.mirrors, keyring)
-            for root in (stable, sid) if refresh else ():
-                root.prepare()
-                root.update(log)
+
+            def resolved(group: tuple[AptRoot, tuple[PackageSet, ...]]) -> list[Group]:
+                root, wanted = group
+                if refresh:
+                    root.prepare()
+                    root.update(log)
+                return [(each.name, root.resolve(each, log)) for each in wanted]
+
+            with ThreadPoolExecutor(max_workers=2) as pool:
+                groups = list(pool.map(resolved, ((stable, TRIXIE_SETS), (sid, SID_SETS))))
             return Lock(
                 release=SID.suites[0],
                 timestamp=_timestamp(max(stable.released(), sid.released())),
                 source_date_epoch=lock.SOURCE_DATE_EPOCH,
-                sets=tuple(
-                    (wanted.name, root.resolve(wanted, log))
-                    for root, group in ((stable, TRIXIE_SETS), (sid, SID_SETS))
-                    for wanted in group
-                ),
+                sets=tuple(each for group in groups for each in group),
             )
 
     def images(

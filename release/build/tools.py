@@ -63,6 +63,8 @@ def unpack(name: str, debs: tuple[Deb, ...], store: Store, trees: Path, log: Pat
     """The tree of a package set, made if it is not there; complete or absent, never half."""
     target = trees / f"{name}-{key(debs)}"
     if target.is_dir():
+        # `prune` keeps what was used last.
+        os.utime(target)
         return Tree(target)
     trees.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=trees, prefix=f".{name}-") as scratch:
@@ -75,6 +77,7 @@ def unpack(name: str, debs: tuple[Deb, ...], store: Store, trees: Path, log: Pat
             # mkosi binds the host's resolver settings over it.
             (folder / "etc/resolv.conf").touch()
         folder.chmod(0o755)
+        os.utime(folder)
         try:
             folder.rename(target)
         except OSError:
@@ -85,7 +88,7 @@ def unpack(name: str, debs: tuple[Deb, ...], store: Store, trees: Path, log: Pat
 
 
 def prune(trees: Path, keep: int = 3) -> None:
-    """Remove old trees of each kind; the newest `keep` of a kind stay."""
+    """Remove old trees of each kind; the last `keep` of a kind that were used stay."""
     kinds: dict[str, list[Path]] = {}
     for path in trees.glob("*-*"):
         if path.is_dir() and not path.name.startswith("."):

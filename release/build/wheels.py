@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -58,12 +59,17 @@ def install(lock: Path, distribution: Distribution, cache: Path, log: Path) -> R
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".runtime-") as scratch:
             _build(Path(scratch) / "new", requirements, distribution, log)
-            (Path(scratch) / "new").rename(target)
+            try:
+                (Path(scratch) / "new").rename(target)
+            except OSError:
+                # Another build finished the same folder first.
+                if not target.is_dir():
+                    raise
     pins = pythonlock.pins(requirements)
     wheels = []
     for path in sorted((target / "wheels").iterdir()):
         name, version = path.name.split("-")[:2]
-        name = name.lower().replace("_", "-")
+        name = re.sub(r"[-_.]+", "-", name).lower()
         sha256 = digest(path)
         if name not in pins or sha256 not in pins[name][1]:
             raise LockError(

@@ -149,7 +149,9 @@ def toolbox(images: dict[Role, Image], tmp_path_factory: pytest.TempPathFactory)
     supply = Supply(paths.cache, paths.locks, choose((), "debian", None), locked=False)
     log = tmp_path_factory.mktemp("toolbox") / "log"
     found = supply.tools(log, refresh=False)
-    trees = {n: supply.tree(found, n, log) for n in ("emulator", "tools", "firmware", "test-firmware")}
+    trees = {
+        n: supply.tree(found, n, log) for n in ("emulator", "tools", "firmware", "test-firmware")
+    }
     return Toolbox(
         emulator=Emulator(trees["emulator"]),
         tools=trees["tools"],

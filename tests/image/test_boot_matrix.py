@@ -152,7 +152,14 @@ def test_s1_a_malformed_store_fails_open_so_none_is_ever_emitted(
 def test_m11_no_initrd_beside_a_uki(server: Image, toolbox: Toolbox, tmp_path: Path) -> None:
     initrd = tmp_path / "foreign.cpio"
     initrd.write_bytes(foreign_initrd())
-    arguments = ["-bios", server.firmware, "-kernel", server.uki, "-initrd", initrd]
+    arguments: list[str | Path] = [
+        "-bios",
+        server.firmware,
+        "-kernel",
+        server.uki,
+        "-initrd",
+        initrd,
+    ]
     boot = toolbox.emulator.boot(arguments, re.compile("too old to load a ram disk"), limit=60)
     assert boot.matched, transcript(boot)
     assert not boot.kernel_ran

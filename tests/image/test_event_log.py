@@ -41,7 +41,7 @@ class Logged:
 
 
 def parse(raw: bytes) -> list[Logged]:
-    """TCG PC Client Platform Firmware Profile 1.06, section 10.2: one old header, then TCG_PCR_EVENT2."""
+    """TCG PC Client Platform Firmware Profile 1.06, section 10: a header, then TCG_PCR_EVENT2s."""
     _, kind, _, size = struct.unpack_from("<II20sI", raw)
     assert kind == EV_NO_ACTION
     assert raw[32:47] == b"Spec ID Event03"
@@ -105,7 +105,7 @@ def log(boot: Boot) -> list[Logged]:
 
 
 def mapped(log: list[Logged], first: int, last: int) -> list[bytes]:
-    """The digests of a register of a TD: with a TPM each PCR gets its own separator, a TD has one."""
+    """The digests of a TD's register: each PCR of a TPM gets a separator, a TD has one for all."""
     found: list[bytes] = []
     separated = False
     for event in log:
@@ -143,11 +143,11 @@ def test_prediction_equals_log_event_by_event(
 
 def test_log_replays_to_the_registers_that_the_guest_read(boot: Boot, log: list[Logged]) -> None:
     """So the log is the one of this boot, whole and in order."""
-    registers = dict(
-        match.groups()
+    registers = {
+        match[1]: match[2]
         for line in boot.lines
         if (match := re.match(r" +pcr(\d+):sha384 +([0-9a-f]{96})", line))
-    )
+    }
     for pcr in (2, 4, 5, 7, 9, 11):
         events = [
             rtmr.Event(pcr, "logged", e.digest)
