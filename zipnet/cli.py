@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from attestation.cli import ExplainedGroup
 from zipnet import __version__
 from zipnet.errors import NoTdx
 from zipnet.preflight import EVENT_LOG, Preflight, Role, event_log, look
@@ -16,7 +17,7 @@ MOCK = "mock"
 LINE = 120
 
 
-@click.group()
+@click.group(cls=ExplainedGroup)
 @click.version_option(__version__)
 def main() -> None:
     """Anonymous broadcast by a committee of attested appliances."""

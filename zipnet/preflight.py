@@ -7,6 +7,7 @@ and proc(5) for /proc/net.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -83,7 +84,8 @@ def _registers(root: Path) -> tuple[tuple[str, str], ...]:
             value = _text(root / PCR_FOLDER / f"pcr-{bank}" / str(index))
             # All zero: this firmware and kernel measured nothing into it.
             if value is not None and value.strip("0"):
-                found.append((f"pcr{index}:{bank}", value.lower()))
+                good = re.fullmatch("[0-9A-Fa-f]{1,128}", value)
+                found.append((f"pcr{index}:{bank}", value.lower() if good else "unreadable"))
     return tuple(found)
 
 
@@ -108,7 +110,7 @@ def _memory(root: Path) -> tuple[int, int] | None:
     for line in (_text(root / "proc/meminfo") or "").splitlines():
         name, _, rest = line.partition(":")
         amount = rest.split()
-        if amount and amount[0].isdecimal():
+        if amount and len(amount[0]) < 20 and amount[0].isdecimal():
             fields[name] = int(amount[0]) // 1024
     if "MemTotal" not in fields or "MemAvailable" not in fields:
         return None
@@ -124,14 +126,15 @@ def look(root: Path = Path("/")) -> Preflight:
     """Read everything once. Never raises: what can't be read is reported as such."""
     variable = _read(root / SECURE_BOOT)
     uptime = (_text(root / "proc/uptime") or "").split()
-    lockdown = _text(root / LOCKDOWN)
+    # The kernel lists all levels and puts the one in force in brackets.
+    chosen = re.search(r"\[(\w+)\]", _text(root / LOCKDOWN) or "")
     return Preflight(
         flavor=_text(root / FLAVOR) or "none (not an appliance)",
         tdx_device=(root / TDX_DEVICE).exists(),
         tsm_report=(root / TSM_REPORT).is_dir(),
         # efivarfs puts four bytes of attributes before the value (UEFI 2.10, section 3.3).
         secure_boot=None if variable is None or len(variable) != 5 else variable[4] == 1,
-        lockdown=lockdown[lockdown.find("[") + 1 : lockdown.find("]")] if lockdown else None,
+        lockdown=chosen[1] if chosen else None,
         registers=_registers(root),
         listeners=_listeners(root),
         uptime_s=float(uptime[0]) if uptime and uptime[0].replace(".", "", 1).isdigit() else None,

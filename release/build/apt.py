@@ -82,7 +82,7 @@ class AptRoot:
             # mkosi does the same: apt itself is not essential to an image.
             "pkgCacheGen::ForceEssential": ",",
             "Acquire::Languages": "none",
-            "Acquire::Retries": "5",
+            "Acquire::Retries": "3",
             "Acquire::http::Timeout": "60",
             # A frozen mirror must stay usable: its age is printed, the lock says what changed.
             "Acquire::Check-Valid-Until": "false",
@@ -108,9 +108,11 @@ class AptRoot:
         except ToolFailed as error:
             raise MirrorError(
                 "the package indices can't be had",
-                got=next((t for t in error.tail if t.startswith(("E:", "Err:"))), "see the log")[
-                    :300
-                ],
+                # A line of the first kind has the reason, the others only the address.
+                got=next(
+                    (t for start in ("E:", "Err:") for t in error.tail if t.startswith(start)),
+                    "see the log",
+                )[:300],
                 rule="every suite has an index with a good signature",
                 hint="check the network and the address given by --mirror or this host's apt; "
                 f"the log is {log}",

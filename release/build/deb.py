@@ -177,7 +177,7 @@ class Store:
 
 
 # As root apt would drop to a user of its own, who may not write where we download to.
-PLAIN_DOWNLOADS = ("-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=5")
+PLAIN_DOWNLOADS = ("-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3")
 
 
 def _has_size(path: Path, size: int) -> bool:

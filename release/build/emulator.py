@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ ESCAPES = re.compile(
 LINE_LIMIT = 4096
 TRANSCRIPT_LIMIT = 4 << 20
 READ = 1 << 16
+POLL = 0.5
 
 # What the firmware prints when its Secure Boot policy turns an image away (edk2:
 # OvmfPkg/Library/X86QemuLoadImageLib, MdeModulePkg/Library/UefiBootManagerLib).
@@ -114,25 +116,37 @@ class Emulator:
         machine: str = "q35",
         memory_mib: int = 1024,
         env: dict[str, str] | None = None,
+        stop: threading.Event | None = None,
     ) -> Boot:
-        """Start QEMU and stop it at the first line that matches, or after `limit` seconds."""
+        """Start QEMU; `watch` says when it is stopped."""
         command = [*self.command(memory_mib), "-machine", machine, *arguments]
         # QEMU's own modules lie in the tree as well.
         modules = self.tree.folder / "usr/lib/x86_64-linux-gnu/qemu"
         begin = time.monotonic()
         with started(command, env={"QEMU_MODULE_DIR": str(modules)} | (env or {})) as process:
             assert process.stdout is not None
-            return watch(process.stdout.fileno(), until, begin, limit)
+            return watch(process.stdout.fileno(), until, begin, limit, stop)
 
 
-def watch(descriptor: int, until: re.Pattern[str], begin: float, limit: float) -> Boot:
-    """Read a serial port until a line matches, it closes, or `limit` seconds from `begin` pass."""
+def watch(
+    descriptor: int,
+    until: re.Pattern[str],
+    begin: float,
+    limit: float,
+    stop: threading.Event | None = None,
+) -> Boot:
+    """Read a serial port until a line matches, it closes, or `limit` seconds from `begin` pass.
+
+    `stop` ends it from another thread.
+    """
     lines: list[str] = []
     pending = b""
     total = 0
     while (left := begin + limit - time.monotonic()) > 0 and total < TRANSCRIPT_LIMIT:
-        if not select.select([descriptor], [], [], left)[0]:
+        if stop is not None and stop.is_set():
             break
+        if not select.select([descriptor], [], [], min(left, POLL))[0]:
+            continue
         chunk = os.read(descriptor, READ)
         total += len(chunk)
         # A prompt has no line end, so the unfinished line is looked at too.

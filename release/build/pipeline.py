@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from release.errors import HostError
 # A build's own files, without its cache: staging, package pool, mkosi's workspace, outputs.
 WORK_SPACE = 1500 << 20
 SHOWN = 6
+KEPT_LOGS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +134,20 @@ class Builder:
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
-        """A folder for everything half-done, gone afterwards. Raises HostError on a full disk."""
+        """A folder for everything half-done, gone afterwards.
+
+        Raises HostError on a full disk, and for a cache whose path apt's files can't express.
+        """
         parent = self.paths.cache / "work"
+        if re.search(r"[\s\"]", str(parent)):
+            raise HostError(
+                "the path of the cache has blanks or quotes",
+                got=str(self.paths.cache),
+                rule="apt's source files hold paths without blanks",
+                hint="point ZIPNET_CACHE to another folder",
+            )
         parent.mkdir(parents=True, exist_ok=True)
+        _forget(self.paths.cache / "logs")
         free = shutil.disk_usage(parent).free
         if free < WORK_SPACE:
             raise HostError(
@@ -252,7 +265,7 @@ class Builder:
         return staged, runtime
 
     def build(self, request: Request) -> Result:
-        """Build every requested role. What fails leaves `out` as it was."""
+        """Build every requested role; one that fails leaves its folder in `out` as it was."""
         outputs.check(request.out, request.roles)
         with self.workspace() as work:
             box = self.toolbox()
@@ -386,6 +399,12 @@ def _version(name: str, debs: Sequence[Deb]) -> str:
         if deb.name == names.get(name):
             return f"{deb.name} {deb.version}"
     return f"{len(debs)} packages"
+
+
+def _forget(logs: Path) -> None:
+    """Remove all but the newest logs; their names begin with the time."""
+    for path in sorted(logs.glob("*-*"))[:-KEPT_LOGS]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sweep(parent: Path) -> None:

@@ -7,6 +7,7 @@ fails open. So no build is trusted to have bound its image; it is shown, in emul
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,11 +91,17 @@ def prove(
 
     def boot(case: Case) -> Boot:
         until = announced(role) if case.must_boot else NOTHING_TO_BOOT
-        return emulator.boot(["-bios", firmware, *case.arguments], until, limit=LIMIT)
+        arguments = ["-bios", firmware, *case.arguments]
+        return emulator.boot(arguments, until, limit=LIMIT, stop=stop)
 
     todo = cases(uki, kernel, work)
+    stop = threading.Event()
     with ThreadPoolExecutor(max_workers=2) as pool:
-        boots = list(pool.map(boot, todo))
+        try:
+            boots = list(pool.map(boot, todo))
+        finally:
+            # The pool waits for its threads: an interrupted build must not wait for the boots.
+            stop.set()
     with log.open("a", encoding="utf-8") as file:
         for case, result in zip(todo, boots, strict=True):
             file.write(f"== {case.name}: {result.seconds:.1f} s\n" + "\n".join(result.lines) + "\n")

@@ -188,7 +188,14 @@ class Repository:
             self._gpg("--yes", "--clearsign", "-o", dists / "InRelease", dists / "Release")
 
     def _gpg(self, *arguments: str | Path) -> None:
-        command = ["gpg", "--homedir", self.gnupg, "--batch", "--quiet", "--no-tty"]
+        command: list[str | Path] = [
+            "gpg",
+            "--homedir",
+            self.gnupg,
+            "--batch",
+            "--quiet",
+            "--no-tty",
+        ]
         subprocess.run([*command, *arguments], check=True, capture_output=True)
 
     def make_key(self) -> None:

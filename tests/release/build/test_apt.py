@@ -116,6 +116,16 @@ def test_foreign_signature(repository: Repository, root: AptRoot, tmp_path: Path
         bad.update(tmp_path / "log")
 
 
+def test_a_signature_that_apt_only_warns_of(root: AptRoot, programs: Path, log: Path) -> None:
+    root.prepare()
+    program(
+        programs, "apt-get", "echo 'W: GPG error: http://m.example trixie InRelease: EXPKEYSIG'"
+    )
+    with refused(MirrorError, "a package index has no good signature", "a good signature") as c:
+        root.update(log)
+    assert "debian-archive-keyring" in c[0].hint
+
+
 def test_no_such_mirror(root: AptRoot, tmp_path: Path, log: Path) -> None:
     nowhere = (tmp_path / "nowhere").as_uri()
     mirrors = Mirrors((("debian", nowhere), ("debian-security", nowhere)))
@@ -189,6 +199,13 @@ def test_an_index_with_a_path_out_of_the_pool(root: AptRoot) -> None:
         root._records([*lines, "Filename: ../../etc/passwd.deb"])
     with refused(LockError, "a package's size is not a byte count"):
         root._records([*lines[:3], "Size: -5", lines[4], "Filename: pool/b/b.deb"])
+
+
+def test_archive_of_a_path(root: AptRoot) -> None:
+    assert root._archive("pool/updates/main/a/a.deb") == "debian-security"
+    assert root._archive("pool/main/a/a.deb") == "debian"
+    alone = AptRoot(root.folder, (SID,), root.mirrors, root.keyring)
+    assert alone._archive("pool/updates/main/a/a.deb") == "debian"
 
 
 def test_split() -> None:

@@ -46,7 +46,7 @@ class Runs:
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     runs = Runs()
-    monkeypatch.setattr(bootstrap.subprocess, "run", runs)
+    monkeypatch.setattr("release.build.bootstrap.subprocess.run", runs)
     return runs
 
 

@@ -93,7 +93,7 @@ def test_no_keyring(healthy: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
 def test_no_namespaces(
     healthy: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch, uid: int
 ) -> None:
-    monkeypatch.setattr(doctor.os, "geteuid", lambda: uid)
+    monkeypatch.setattr("release.build.doctor.os.geteuid", lambda: uid)
     program(
         healthy,
         "unshare",
@@ -137,7 +137,7 @@ def test_no_mirror_known(healthy: Path, paths: Paths, monkeypatch: pytest.Monkey
 
 
 def test_old_python(healthy: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 2))
+    monkeypatch.setattr("release.build.doctor.sys.version_info", (3, 10, 2))
     found = findings(paths)["python"]
     assert (found.status, found.detail, found.hint) == (Status.BAD, "3.10.2", "use 3.11 or newer")
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -75,6 +76,20 @@ def test_the_time_is_up(pipe: tuple[int, int]) -> None:
     boot = said(pipe, b"one\ntwo", limit=0.05, close=False)
     assert (boot.lines, boot.matched) == (("one", "two"), None)
     assert boot.seconds >= 0.05
+
+
+def test_stopped_by_another_thread(pipe: tuple[int, int]) -> None:
+    stop = threading.Event()
+    stop.set()
+    os.write(pipe[1], b"wanted 1\n")
+    assert watch(pipe[0], UNTIL, time.monotonic(), 30, stop).matched is None
+
+
+def test_waiting_is_in_short_parts(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(emulator, "POLL", 0.001)
+    boot = said(pipe, b"one", limit=0.02, close=False)
+    assert (boot.lines, boot.matched) == (("one",), None)
+    assert boot.seconds >= 0.02
 
 
 def test_the_time_was_up_before(pipe: tuple[int, int]) -> None:

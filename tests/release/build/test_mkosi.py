@@ -261,8 +261,8 @@ def test_remove_as_an_ordinary_user(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # Files of the user's other ids can only be removed from inside a namespace.
     commands: list[list[object]] = []
     monkeypatch.setattr(mkosi_module, "run", commands.append)
-    monkeypatch.setattr(mkosi_module.shutil, "rmtree", lambda *_, **__: None)
-    monkeypatch.setattr(mkosi_module.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("release.build.mkosi.shutil.rmtree", lambda *_, **__: None)
+    monkeypatch.setattr("release.build.mkosi.os.geteuid", lambda: 1000)
     (tmp_path / "work").mkdir()
     remove(tmp_path / "work")
     assert [str(word) for word in commands[0]][-2:] == ["--", str(tmp_path / "work")]

@@ -300,7 +300,8 @@ def test_write(tmp_path: Path, measured: tuple[bytes, bytes, Measurements]) -> N
         expected = 0o755 if path.name == "run-qemu" else 0o644
         assert stat.S_IMODE(path.stat().st_mode) == expected
     lines = (tmp_path / "sha256sums.txt").read_text().splitlines()
-    sums = dict(reversed(line.split("  ")) for line in lines)
+    sums = {line[66:]: line[:64] for line in lines}
+    assert {line[64:66] for line in lines} == {"  "}
     assert list(sums) == sorted(outputs.names(SERVER) - {"sha256sums.txt"})
     for name, value in sums.items():
         assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == value

@@ -19,6 +19,7 @@ from attestation.measure.firmware import Model
 from attestation.measure.record import BootProof, Measurements
 from release.build import emulator, outputs, pipeline
 from release.build.lock import Lock
+from release.build.mkosi import Mkosi
 from release.build.pipeline import as_json, explain_os_error
 from release.build.settings import Flavor, Role
 from release.errors import (
@@ -133,13 +134,13 @@ def test_vary_has_no_proof_and_no_cache_of_its_own(
     ready: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, Any]] = []
-    real = pipeline.Mkosi.build
+    real = Mkosi.build
 
-    def build(self: pipeline.Mkosi, *arguments: Any, **options: Any) -> Any:
+    def build(self: Mkosi, *arguments: Any, **options: Any) -> Any:
         seen.append(dict(options))
         return real(self, *arguments, **options | {"vary": False})
 
-    monkeypatch.setattr(pipeline.Mkosi, "build", build)
+    monkeypatch.setattr(Mkosi, "build", build)
     builder = ready.builder(locked=True)
     builder.build(replace(ready.request(), vary=True))
     assert (seen[0]["vary"], seen[0]["cache"]) == (True, None)

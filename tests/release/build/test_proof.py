@@ -1,8 +1,10 @@
 """The boot proof: what is spoiled, what is started, and what counts as shown."""
 
+import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -191,6 +193,32 @@ def test_timeout(
     monkeypatch.setattr(proof, "LIMIT", 0.2)
     with refused(ProofFailed, "not shown after 0 s"):
         run(emulated(tmp_path, "exec sleep 1000"), files, tmp_path, log)
+
+
+def test_interrupted(
+    tmp_path: Path, files: dict[str, Path], log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("release.build.emulator.POLL", 0.01)
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    begin = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(tmp_path, files, log)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    # Nobody waits for boots whose outcome does not matter any more.
+    assert time.monotonic() - begin < proof.LIMIT / 4
+
+
+def interrupted(tmp_path: Path, files: dict[str, Path], log: Path) -> None:
+    emulator = emulated(tmp_path, "exec sleep 1000")
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    run(emulator, files, tmp_path, log)
 
 
 def test_what_is_waited_for(tmp_path: Path, files: dict[str, Path], log: Path) -> None:

@@ -180,9 +180,8 @@ def create(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def fake_apt(programs: Path) -> None:
-    """The host's apt knows no archive; everything else goes to the real one."""
-    program(
-        programs,
-        "apt-get",
-        'case "$*" in "update --print-uris "*) exit 0 ;; esac\nexec /usr/bin/apt-get "$@"',
-    )
+    """The host's apt knows no archive; everything else goes to the real one, without retries."""
+    script = """
+case "$*" in "update --print-uris "*) exit 0 ;; esac
+exec /usr/bin/apt-get "$@" -o Acquire::Retries=0"""
+    program(programs, "apt-get", script)
