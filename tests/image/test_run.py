@@ -42,7 +42,7 @@ def free_port() -> int:
         return port
 
 
-@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("role", [Role.SERVER, Role.AGGREGATOR])
 def test_console_of_a_production_image(images: dict[Role, Image], role: Role, qemu: Path) -> None:
     """The no-TDX line, facts, and then silence: nothing to log in to, nothing to connect to."""
     port = free_port()
@@ -160,8 +160,7 @@ def test_full_disk(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_build_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "build.py", "--role", "server", *QUICK, "--out", str(out)]
     with subprocess.Popen(
@@ -170,7 +169,7 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, number: signal.Signals
         assert process.stderr is not None
         for line in process.stderr:
             if "server: boot proof …" in line:
-                process.send_signal(number)
+                process.send_signal(signal.SIGTERM)
                 break
         process.stderr.read()
         assert process.wait(60) == 1
