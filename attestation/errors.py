@@ -8,6 +8,16 @@
         ├── PeFormatError              the bytes are no PE image that firmware would load
         ├── UkiRejected                a PE image, but not a unified kernel image we can predict
         ├── MeasurementFormatError     a measurement record or file breaks its schema
+        ├── QuoteFormatError           the bytes are no quote as Intel specifies it
+        ├── CollateralFormatError      the bytes are no collateral
+        ├── QuoteRejected              a quote that is not genuine, not current or not allowed
+        ├── PolicyError                a policy that would accept everything or nothing
+        ├── TicketFormatError          the bytes are no ticket or bundle
+        ├── TicketRejected             a ticket that a validator refuses
+        ├── AllowListRejected          a list of measurements that is malformed, unsigned or old
+        ├── ProviderError              no quote can be had from this machine (exit code 3)
+        │   ├── ProviderAbsent         there is no quote provider here
+        │   └── ProviderFailed         the provider, the hypervisor or the quoting service failed
         └── FileError
             ├── FileUnreadable         missing, not permitted, not a file (exit code 3)
             └── FileTooLarge           larger than anything of its kind can be
@@ -81,6 +91,48 @@ class UkiRejected(AttestationError):
 
 class MeasurementFormatError(AttestationError):
     """A measurement record or file breaks its schema."""
+
+
+class QuoteFormatError(AttestationError):
+    """The bytes are no quote as Intel specifies it; see `rule`."""
+
+
+class CollateralFormatError(AttestationError):
+    """The bytes are no collateral; see `rule`."""
+
+
+class QuoteRejected(AttestationError):
+    """A well-formed quote that is not genuine, not current or not allowed; see `rule`."""
+
+
+class PolicyError(AttestationError):
+    """A policy that would accept everything or nothing: a mistake of whoever wrote it."""
+
+
+class TicketFormatError(AttestationError):
+    """The bytes are no ticket or bundle; see `rule`."""
+
+
+class TicketRejected(AttestationError):
+    """A ticket that a validator refuses; see `rule`."""
+
+
+class AllowListRejected(AttestationError):
+    """A list of accepted measurements that is malformed, not signed as it must be, or too old."""
+
+
+class ProviderError(AttestationError):
+    """No quote can be had from this machine."""
+
+    exit_code = 3
+
+
+class ProviderAbsent(ProviderError):
+    """There is no quote provider on this machine."""
+
+
+class ProviderFailed(ProviderError):
+    """The provider, the hypervisor or the quoting service failed; `rule` names the step."""
 
 
 class FileError(AttestationError):

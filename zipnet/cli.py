@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from attestation.cli import ExplainedGroup
+from attestation.commands.group import ExplainedGroup
 from zipnet import __version__
 from zipnet.errors import NoTdx
 from zipnet.preflight import EVENT_LOG, Preflight, Role, event_log, look

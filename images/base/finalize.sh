@@ -47,6 +47,14 @@ site=usr/lib/zipnet/lib/$python/site-packages
 find "usr/lib/$python" "$site" -name __pycache__ -prune -exec rm -rf {} +
 mkosi-chroot "/usr/bin/$python" -B -X utf8 -m compileall -q -j 1 --invalidation-mode unchecked-hash "/usr/lib/$python" "/$site"
 
+# What an appliance will import is there, binary wheels for this Python included; what it must not
+# have is not.
+mkosi-chroot /usr/lib/zipnet/bin/python3 -I -B -c 'import attestation.cli, attestation.tdx, zipnet.cli'
+if [[ $(cat usr/lib/zipnet/flavor) == production ]]; then
+    ! mkosi-chroot /usr/lib/zipnet/bin/python3 -I -B -c 'import attestation.providers.mock' 2> /dev/null ||
+        { echo "the mock TEE can be imported in a production image" >&2; exit 1; }
+fi
+
 if found=$(find . -xdev -type f -perm /6000) && [[ $found ]]; then
     echo "setuid or setgid files are left in the image: $found" >&2
     exit 1

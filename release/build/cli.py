@@ -17,7 +17,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from attestation.cli import ExplainedGroup
+from attestation.commands.group import ExplainedGroup
 from release.build import again, bootstrap, doctor, mirror
 from release.build.console import Steps
 from release.build.pipeline import Builder, Built, Request, as_json, explain_os_error

@@ -16,7 +16,12 @@ from release.build.wheels import Runtime
 INPUTS = ("mkosi.conf", "mkosi.conf.d", "images")
 PACKAGES = ("attestation", "zipnet")
 # The software TEE signs whatever it is told; production images don't hold it.
-MOCK_ONLY = ("attestation/providers/mock.py",)
+MOCK_ONLY = (
+    "attestation/commands/mock_pki.py",
+    "attestation/providers/mock.py",
+    "attestation/providers/mock_pki.py",
+    "attestation/unsafe_mock_tdx.py",
+)
 RUNTIME = "runtime"
 TIMES = (SOURCE_DATE_EPOCH, SOURCE_DATE_EPOCH)
 

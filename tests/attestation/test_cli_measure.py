@@ -9,7 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from attestation.cli import ExplainedGroup, main
+from attestation.cli import main
+from attestation.commands.group import ExplainedGroup
 from attestation.errors import Explained, FirmwareRejected
 from attestation.measure import authenticode, firmware, rtmr, tdvf
 from tests.attestation.measure import synthetic
@@ -119,7 +120,7 @@ def test_failures(files: dict[str, str], arguments: list[str], code: int, text: 
 
 
 def test_too_large(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attestation.cli.MAX_FIRMWARE", 100)
+    monkeypatch.setattr("attestation.commands.measure.MAX_FIRMWARE", 100)
     result = run(files["base"])
     assert result.exit_code == 2
     assert "rule: file.size" in result.stderr

@@ -1,0 +1,1 @@
+"""The commands of `attestation`, one module each; `attestation.cli` registers them."""

@@ -1,0 +1,3 @@
+"""Mutants that change nothing, by name, each with the reason."""
+
+EQUIVALENT: dict[str, str] = {}
