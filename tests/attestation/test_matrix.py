@@ -357,6 +357,15 @@ KNOBS = (
         certificates={"stranger": Spec("Intel SGX Something", "root")},
         collateral={"tcb_info_signer": ("stranger", "root")},
     ),
+    *(
+        Knob(
+            f"{name} signed by a TCB signer below the CA",
+            "collateral-signer",
+            certificates={"lower": Spec("Intel SGX TCB Signing", "pck-ca")},
+            collateral={f"{name}_signer": ("lower", "pck-ca", "root")},
+        )
+        for name in ("tcb_info", "qe_identity")
+    ),
     Knob(
         "signer with an SGX extension",
         "collateral-signer",

@@ -28,6 +28,7 @@ from attestation.ticket import (
     ReplayGuard,
     Role,
     Ticket,
+    check_replay,
     check_times,
 )
 from tests.attestation.measure.support import refused
@@ -437,3 +438,11 @@ def test_replay_guard() -> None:
     # What has expired makes room; what has not is still known.
     guard.add(b"c", Expiry(at(NOW + 20), "x"), at(NOW + 10))
     assert (b"a" in guard, b"b" in guard, b"c" in guard) == (False, True, True)
+
+
+def test_only_challenges_are_answered_once() -> None:
+    challenged = replace(TICKET, fresh_kind=Fresh.CHALLENGE)
+    check_replay(challenged, b"new", {b"seen"})
+    check_replay(TICKET, b"seen", {b"seen"})
+    with refused(TicketRejected, "replay"):
+        check_replay(challenged, b"seen", {b"seen"})

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import string
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from attestation import _dcap
 from attestation.collateral_format import MAX_BYTES, Certificate, parse_chain
 from attestation.errors import CollateralFormatError, PolicyError, QuoteFormatError, QuoteRejected
-from attestation.providers.mock import forged
+from attestation.providers.mock import MockTee, forged
 from attestation.verify import INTEL_ROOT, Collateral, Evidence, TcbStatus, Verifier
 from tests.attestation.measure.support import refused
 from tests.attestation.mock_support import COLLATERAL, NOW, REPORT_DATA, SHAPES, TEE, VERIFIER
@@ -296,6 +297,15 @@ def pem(text: str) -> str:
     return text.replace("MII", "MI!", 1)
 
 
+def spare_bits() -> str:
+    """A certificate in a base64 text that decodes to the right bytes but is not canonical."""
+    tees = (MockTee(bytes([n])) for n in range(100))
+    text = next(t for tee in tees if "=" in (t := tee.pki.chain(["tcb-signer"])))
+    last = text.index("=") - 1
+    letters = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    return text[:last] + letters[letters.index(text[last]) + 1] + text[last + 1 :]
+
+
 CHAIN = DOCUMENT["tcb_info_issuer_chain"]
 HUGE = "9" * 5000
 FORMS: list[tuple[str, str, bytes]] = [
@@ -332,11 +342,11 @@ FORMS: list[tuple[str, str, bytes]] = [
     ("PEM of a key", "pem", changed(tcb_info_issuer_chain=CHAIN.replace("CERTIFICATE", "KEY"))),
     ("base64 with others", "pem", changed(tcb_info_issuer_chain=pem(CHAIN))),
     ("base64 of no length", "pem", changed(tcb_info_issuer_chain=CHAIN.replace("MII", "MI", 1))),
-    (
-        "base64 with spare bits",
-        "pem",
-        changed(tcb_info_issuer_chain=CHAIN.replace("=\n-----END", "=\nAB==\n-----END")),
-    ),
+    ("base64 with spare bits", "pem", changed(tcb_info_issuer_chain=spare_bits())),
+    ("base64 with a second end", "pem", changed(
+        tcb_info_issuer_chain=CHAIN.replace("\n-----END", "\nAB==\n-----END"))),
+    ("version as a fraction", "tcb-info-version", changed(
+        tcb_info=DOCUMENT["tcb_info"].replace('"version":3', '"version":3.0', 1))),
     ("URL-encoded PEM", "pem", changed(tcb_info_issuer_chain=CHAIN.replace("\n", "%0A"))),
     ("CRL of zeros", "crl", changed(pck_crl="00" * 100)),
     ("CRL with a tail", "crl", changed(pck_crl=DOCUMENT["pck_crl"] + "00")),

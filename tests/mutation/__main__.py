@@ -20,7 +20,7 @@ from tests.mutation.mutants import UNNAMED, Mutant, mutants
 ROOT = Path(__file__).resolve().parents[2]
 # What decides: the modules behind verify.py, tdx.py and allowlist.py, with the tests of each.
 VERIFY = ["test_verify.py", "test_matrix.py"]
-TDX = ["test_tdx.py", "test_unsafe_mock_tdx.py"]
+TDX = ["test_tdx.py", "test_appraisal.py", "test_unsafe_mock_tdx.py"]
 TESTS = {
     "attestation/_engine.py": VERIFY,
     "attestation/collateral_format.py": VERIFY,
@@ -62,7 +62,8 @@ def verdict(mutant: Mutant) -> str:
         return "survived"
     if done.returncode != 1:
         return f"broken ({done.returncode})"
-    named = mutant.rule == UNNAMED or mutant.rule in done.stdout
+    words = mutant.rule.replace("_", "-").split(" or ")
+    named = mutant.rule == UNNAMED or any(word in done.stdout for word in words)
     return "killed" if named else "killed, rule not named"
 
 

@@ -104,5 +104,5 @@ def _rule(guard: ast.If, never: set[str]) -> str | None:
                     return str(keyword.value.value)
             texts = [a.value for a in call.args if isinstance(a, ast.Constant)]
             words = [t for t in texts if isinstance(t, str) and t and " " not in t]
-            return words[0] if words else UNNAMED
+            return " or ".join(words) if words else UNNAMED
     return None
