@@ -9,23 +9,19 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent
-TARGETS = sorted(
-    f"{path.parent.name}.{path.stem}"
-    for path in FOLDER.glob("*/*.py")
-    if not path.name.startswith(("_", "test_"))
-)
+from tests.fuzz.targets import FOLDER, NAMES
+
 RUNS = 10_000
 
 
 def test_all_targets_are_found() -> None:
     assert {"quote.quote", "collateral.collateral", "ticket.bundle", "allowlist.payload"} <= set(
-        TARGETS
+        NAMES
     )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="no atheris here")
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", NAMES)
 def test_target(target: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fuzz", target, f"-runs={RUNS}", "-seed=1"]
     command += [f"-artifact_prefix={tmp_path}/"]

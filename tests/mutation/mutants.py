@@ -104,5 +104,7 @@ def _rule(guard: ast.If, never: set[str]) -> str | None:
                     return str(keyword.value.value)
             texts = [a.value for a in call.args if isinstance(a, ast.Constant)]
             words = [t for t in texts if isinstance(t, str) and t and " " not in t]
-            return " or ".join(words) if words else UNNAMED
+            first = call.args[0] if call.args else None
+            leads = isinstance(first, ast.Constant) and first.value in words
+            return " or ".join(words) if leads else UNNAMED
     return None
