@@ -27,7 +27,7 @@ from release.build.lock import Lock
 from release.build.mkosi import Mkosi
 from release.build.process import full_disk
 from release.build.sbom import sbom
-from release.build.settings import Distribution, Flavor, PackageSet, Paths, Role
+from release.build.settings import DISTRIBUTIONS, Distribution, Flavor, PackageSet, Paths, Role
 from release.build.stage import stage
 from release.build.supply import TOOLS_LOCK, Supply, age, base_firmware
 from release.build.tools import Tree
@@ -239,7 +239,8 @@ class Builder:
         name = f"{distribution.name}-{distribution.release}"
         with self.steps.step(f"packages of {name}") as step:
             wanted = self.package_sets(request, box, staged, work, step.log)
-            found = self.supply.images(distribution, wanted, box.tools, step.log)
+            fresh = distribution is DISTRIBUTIONS["debian"]
+            found = self.supply.images(distribution, wanted, box.tools, step.log, refresh=not fresh)
             self._say_differences(step.note, name, found, [group.name for group in wanted])
             debs = sorted({deb for group in wanted for deb in found.packages(group.name)})
             size = self.supply.store.fetch(debs, self.supply.mirrors, found.timestamp, step.log)

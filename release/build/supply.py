@@ -87,9 +87,18 @@ class Supply:
             )
 
     def images(
-        self, distribution: Distribution, wanted: Sequence[PackageSet], tools: Tree, log: Path
+        self,
+        distribution: Distribution,
+        wanted: Sequence[PackageSet],
+        tools: Tree,
+        log: Path,
+        *,
+        refresh: bool = True,
     ) -> Lock:
-        """The package sets of images of a distribution."""
+        """The package sets of images of a distribution.
+
+        Without `refresh` from the index that is there: `tools` has just fetched Debian's.
+        """
         name = f"{distribution.name}-{distribution.release}"
         if self.locked:
             found = Lock.load(self.lock_path(name))
@@ -102,7 +111,8 @@ class Supply:
         with self._alone() as folder:
             root = AptRoot(folder / name, distribution.archives, self.mirrors, keyring)
             root.prepare()
-            root.update(log)
+            if refresh:
+                root.update(log)
             return Lock(
                 release=name,
                 timestamp=_timestamp(root.released()),
