@@ -10,6 +10,7 @@ import click
 
 from attestation.commands.group import ExplainedGroup
 from zipnet import __version__
+from zipnet.commands.config import config
 from zipnet.errors import NoTdx
 from zipnet.preflight import EVENT_LOG, Preflight, Role, event_log, look
 
@@ -77,3 +78,4 @@ def _command(role: Role) -> click.Command:
 
 for _role in Role:
     main.add_command(_command(_role))
+main.add_command(config)

@@ -13,7 +13,7 @@ from pathlib import Path
 def main() -> None:
     """Fuzz until the options say stop; the seeds are the corpus."""
     atheris = importlib.import_module("atheris")  # not on every platform of the lock
-    with atheris.instrument_imports(include=["attestation", "release"]):
+    with atheris.instrument_imports(include=["attestation", "release", "zipnet"]):
         target = importlib.import_module(f"tests.fuzz.{sys.argv[1]}")
     with tempfile.TemporaryDirectory() as corpus:
         for index, seed in enumerate(target.seeds()):

@@ -1,0 +1,1 @@
+"""The commands of `zipnet`, one module each; `zipnet.cli` registers them."""

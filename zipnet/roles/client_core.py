@@ -1,0 +1,238 @@
+"""A client without its shell: live headers and records in, envelopes and outcomes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from zipnet.config import Config
+from zipnet.errors import Refused
+from zipnet.ids import client_id
+from zipnet.operators import OperatorSet
+from zipnet.protocol import guards, speaker
+from zipnet.protocol.envelope import leaf_keys
+from zipnet.protocol.guards import ClientGuard, Store
+from zipnet.protocol.header import NO_HASH, SignedHeader
+from zipnet.protocol.instance import Instance
+from zipnet.protocol.keyring import KeyRing
+from zipnet.protocol.pads import KeystreamXor
+from zipnet.protocol.ratelimit import Budget, rate_key
+from zipnet.protocol.record import SignedRecord
+from zipnet.protocol.roster import RESUME, EpochKey, Member, Resume
+from zipnet.protocol.seal import check_header, seal
+from zipnet.protocol.sheet import Sheet
+from zipnet.protocol.speaker import Final, Message, Outcome, Speaker, Unfinalized
+from zipnet.protocol.tree import AggregatorTree
+from zipnet.roles.identity import Draw, Identity
+
+Outcomes: TypeAlias = tuple[tuple[Message, Outcome], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """An envelope that may leave, and the place in the tree of the leaf that takes it."""
+
+    envelope: bytes = field(repr=False)
+    leaf: int
+
+
+class ClientCore:
+    """One client in one generation. `waived` are operators that it can do without."""
+
+    __slots__ = (
+        "_config",
+        "_draw",
+        "_guard",
+        "_identity",
+        "_instance",
+        "_last",
+        "_last_list",
+        "_nonce",
+        "_participation",
+        "_peers",
+        "_place",
+        "_rate_key",
+        "_restarted",
+        "_serial",
+        "_store",
+        "_waived",
+        "_xor",
+        "id",
+        "keyring",
+        "speaker",
+    )
+
+    def __init__(
+        self,
+        config: Config,
+        instance: Instance,
+        identity: Identity,
+        *,
+        store: Store,
+        xor: KeystreamXor,
+        draw: Draw,
+        waived: frozenset[bytes] = frozenset(),
+        participation: float = 1.0,
+        guard: ClientGuard | None = None,
+        keyring: KeyRing | None = None,
+        restarted: bool = False,
+    ) -> None:
+        self.id = client_id(identity.dh_pub)
+        self.keyring = keyring or KeyRing(self.id)
+        limit = config.window.messages_per_epoch
+        # Which tags were used is not sealed, and one that comes twice shows a talker.
+        budget = Budget.spent(self.keyring.epoch, limit) if restarted else Budget(0, limit)
+        self.speaker = Speaker(budget)
+        self._config = config
+        self._instance = instance
+        self._identity = identity
+        self._store = store
+        self._xor = xor
+        self._draw = draw
+        self._waived = waived
+        self._participation = participation
+        self._guard = guard or ClientGuard(instance.binding)
+        guards.check_binding(self._guard, instance.binding)
+        self._rate_key = rate_key(identity.dh.private_bytes_raw(), instance.binding)
+        self._restarted = restarted
+        self._nonce = NO_HASH
+        self._serial = 0
+        self._last_list = 0
+        self._last: Final | None = None
+        self._peers: dict[bytes, bytes] = {}
+        self._place = NO_HASH, 0  # header id, and this client's bit under it
+
+    def submit(self, datum: bytes) -> int:
+        """Queue a datum of exactly the deployment's size; returns its number.
+
+        Raises DatumRejected, and Refused if the queue is full.
+        """
+        self.speaker, number = speaker.submit(self.speaker, datum, self._config.shape)
+        return number
+
+    def epoch_key(self, epoch: int, clock_ms: int) -> EpochKey:
+        """A new key for `epoch`, signed; its secret is kept until the epoch opens."""
+        secret = X25519PrivateKey.from_private_bytes(self._draw(32))
+        serial = self._next_serial(clock_ms)
+        return self.keyring.offer(self._instance, epoch, serial, secret, self._identity.signing)
+
+    def resume(self, clock_ms: int) -> tuple[bytes, int, bytes]:
+        """Nonce, serial and signature of this node's Resume, which a server is to append."""
+        self._nonce = self._draw(32)
+        serial = self._next_serial(clock_ms)
+        statement = self.id + self._nonce + serial.to_bytes(8, "big")
+        signature = self._instance.sign(self._identity.signing, RESUME, 0, statement)
+        return self._nonce, serial, signature
+
+    def seal(
+        self, live: SignedHeader, sheet: Sheet, tree: AggregatorTree, operators: OperatorSet
+    ) -> Sealed | None:
+        """Check the live round and seal it once; None if this client stays away from it.
+
+        Guard and ratchet are in the store before this returns. Raises Refused and GuardRefused:
+        then nothing may leave, and the reason is for the user to read.
+        """
+        header = live.header
+        committee = sheet.committee(header, operators.keys, self._waived)
+        roster = sheet.roster(header)
+        check_header(
+            live,
+            instance=self._instance,
+            shape=self._config.shape,
+            committee=committee,
+            roster=roster,
+            resumes=sheet.resumes,
+            tree=tree,
+            me=Member(self.id, self._own_key(header.epoch)),
+            min_participants=self._config.window.min_participants,
+            last_list_number=self._last_list,
+            last_sealed_round=self._guard.round,
+        )
+        self._check_resumes(sheet.resumes, header.round)
+        if header.epoch != self.keyring.epoch:
+            others = [entry.member for entry in sheet.servers]
+            self.keyring.open(self._instance, header.epoch, header.base_round, others, server=False)
+        self._last_list = header.list_number
+        self._peers = {one: seat.peer for one, seat in committee.servers.items()}
+        crowd = len(roster.clients)
+        self.speaker, turn = speaker.turn(
+            self.speaker,
+            header,
+            self._last,
+            crowd=crowd,
+            participation=self._participation,
+            rate_key=self._rate_key,
+            draw=self._draw,
+        )
+        if turn is None:
+            return None
+        self._place = header.id, roster.index()[self.id]
+        leaf = tree.leaf_for(self.id)
+        leaf_dh = tree.nodes[leaf].dh_pub
+        keys = leaf_keys(self._identity.dh, leaf_dh, self._instance, self.id, leaf_dh)
+        pairs = self.keyring.pairs(header.servers, header.round, sheet.resumes)
+        envelope = seal(
+            header,
+            pairs,
+            self.id,
+            turn.content,
+            turn.rate_tag,
+            keys,
+            self._identity.signing,
+            self._xor,
+        )
+        self._guard, envelope = guards.seal_once(
+            self._guard, header.round, header.id, envelope, self._store
+        )
+        return Sealed(envelope, leaf)
+
+    def final(self, signed: SignedRecord) -> Outcomes:
+        """What a final record says of this client's message.
+
+        Raises Refused for one that the servers of the last checked header have not all signed.
+        """
+        signed.verify(self._peers)
+        header = signed.record.header
+        self._last = Final(header.round, signed.record.payload, self._is_in(signed))
+        self.speaker, outcomes = speaker.settle(self.speaker, self._last)
+        return outcomes
+
+    def ended(self, round_number: int, *, aggregated: bool) -> Outcomes:
+        """What the end of a round without a record says of this client's message."""
+        end = Unfinalized(round_number, aggregated)
+        self.speaker, outcomes = speaker.settle(self.speaker, end)
+        return outcomes
+
+    def _is_in(self, signed: SignedRecord) -> bool:
+        header_id, place = self._place
+        record = signed.record
+        return record.header.id == header_id and bool(
+            record.participants[place >> 3] >> (place & 7) & 1
+        )
+
+    def _own_key(self, epoch: int) -> bytes:
+        key = self.keyring.key(epoch)
+        if key is None:
+            raise Refused(
+                "this client has no secret for the epoch",
+                expected=f"epoch {self.keyring.epoch} or a later one with a key of this client",
+                got=str(epoch),
+                rule="epoch.no-secret",
+                hint="it takes part from the next epoch on",
+            )
+        return key
+
+    def _check_resumes(self, resumes: tuple[Resume, ...], round_number: int) -> None:
+        """Act only if the last Resume in this client's name is its own."""
+        last = next((r for r in reversed(resumes) if r.node == self.id), None)
+        if last is None and not self._restarted:
+            return
+        guards.check_resumed(self._nonce, last, round_number)
+        self._restarted = False
+
+    def _next_serial(self, clock_ms: int) -> int:
+        """Above all that this node has used, also before a restart if its clock went on."""
+        self._serial = max(self._serial + 1, clock_ms)
+        return self._serial
