@@ -201,15 +201,20 @@ class OperatorDocument:
         return OperatorSet(document.operators, document.k, document.number, digest)
 
 
-def follow(config: Config, documents: Iterable[bytes]) -> OperatorSet:
-    """The operators in force after these documents, the first one first. Raises DocumentRejected.
+def chain(config: Config, documents: Iterable[bytes]) -> tuple[OperatorSet, ...]:
+    """The operators of the configuration, then those after each document. Raises DocumentRejected.
 
-    Whoever has the configuration needs nothing else to know whose servers count.
+    Whoever has the configuration needs nothing else to know whose servers count, or counted.
     """
-    current = OperatorSet.genesis(config)
+    sets = [OperatorSet.genesis(config)]
     for raw in documents:
-        current = OperatorDocument.verify(raw, current, deployment_id(config).raw)
-    return current
+        sets.append(OperatorDocument.verify(raw, sets[-1], sets[0].digest))
+    return tuple(sets)
+
+
+def follow(config: Config, documents: Iterable[bytes]) -> OperatorSet:
+    """The operators in force after these documents, the first one first. Raises as `chain`."""
+    return chain(config, documents)[-1]
 
 
 @dataclass(frozen=True, slots=True)

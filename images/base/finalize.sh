@@ -49,7 +49,7 @@ mkosi-chroot "/usr/bin/$python" -B -X utf8 -m compileall -q -j 1 --invalidation-
 
 # What an appliance will import is there, binary wheels for this Python included; what it must not
 # have is not.
-mkosi-chroot /usr/lib/zipnet/bin/python3 -I -B -c 'import attestation.cli, attestation.tdx, zipnet.cli'
+mkosi-chroot /usr/lib/zipnet/bin/python3 -I -B -c 'import attestation.cli, attestation.tdx, zipnet.cli, zipnet.sdk, zipnet.roles.server'
 if [[ $(cat usr/lib/zipnet/flavor) == production ]]; then
     ! mkosi-chroot /usr/lib/zipnet/bin/python3 -I -B -c 'import attestation.providers.mock' 2> /dev/null ||
         { echo "the mock TEE can be imported in a production image" >&2; exit 1; }

@@ -21,6 +21,7 @@ MOCK_ONLY = (
     "attestation/providers/mock.py",
     "attestation/providers/mock_pki.py",
     "attestation/unsafe_mock_tdx.py",
+    "zipnet/demo.py",
 )
 RUNTIME = "runtime"
 TIMES = (SOURCE_DATE_EPOCH, SOURCE_DATE_EPOCH)

@@ -9,8 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from tests.zipnet.test_preflight import put
-from zipnet import __version__, cli, preflight
-from zipnet.cli import main, start
+from zipnet import __version__, preflight
+from zipnet.cli import main
+from zipnet.commands import roles
+from zipnet.commands.roles import start
 from zipnet.preflight import Role
 
 ATTESTED = [role for role in Role if role.attested]
@@ -100,7 +102,7 @@ def test_mock_prints_its_event_log(tmp_path: Path, capsys: pytest.CaptureFixture
     printed = [line.removeprefix("zipnet-event-log ") for line in lines if "event-log" in line]
     assert printed[-1] == f"end of {preflight.EVENT_LOG}"
     assert base64.b64decode("".join(printed[:-1])) == log
-    assert max(map(len, printed)) <= cli.LINE
+    assert max(map(len, printed)) <= roles.LINE
 
 
 @pytest.mark.parametrize("flavor", [b"production\n", b"", b"mocking\n"])
@@ -116,11 +118,11 @@ def test_other_flavors_do_not(
 def test_commands(role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Role, Path]] = []
 
-    def begin(role: Role, root: Path) -> int:
+    def begin(role: Role, root: Path, values: dict[str, object]) -> int:
         seen.append((role, root))
         return 3
 
-    monkeypatch.setattr(cli, "start", begin)
+    monkeypatch.setattr(roles, "start", begin)
     assert CliRunner().invoke(main, [str(role)]).exit_code == 3
     assert seen == [(role, Path("/"))]
 

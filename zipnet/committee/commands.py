@@ -23,6 +23,7 @@ from zipnet.protocol.header import WIRE_VERSION
 from zipnet.protocol.instance import Instance
 
 COMMAND = b"zipnet/sig/command/v2"
+MAX_CLOCK_MS = 253_402_300_799_000  # the end of the year 9999
 _SIGNATURE = 64
 
 
@@ -86,6 +87,8 @@ class Command:
         kind = reader.u8()
         author, deployment_id, generation = reader.take(32), reader.take(32), reader.take(32)
         round_number, seq, head, clock = reader.u64(), reader.u64(), reader.take(32), reader.u64()
+        if clock > MAX_CLOCK_MS:
+            raise reader.wrong("clock", f"at most {MAX_CLOCK_MS}", str(clock))
         if kind not in BODIES:
             raise reader.wrong("kind", f"1 to {max(BODIES)}", str(kind))
         if (round_number > 0) != (kind in ABOUT_A_ROUND):

@@ -7,30 +7,37 @@ secrets at its first header and erase what they came from.
 from __future__ import annotations
 
 from zipnet.committee.clients import eligible
-from zipnet.committee.state import WAIT_ROUNDS, State, refused
+from zipnet.committee.state import WAIT_ROUNDS, Server, State, refused
 
 
 def epoch_of_next_header(state: State) -> bool:
-    """Whether the next header opens an epoch. Raises CommandRefused if it must and can't."""
-    active = state.active()
-    ready = all(server.next_key is not None for server in active)
-    if not active:
-        return False
-    # Without keys there are no pads: these two can't wait.
-    must = any(server.member is None for server in active)
+    """Whether the next header opens an epoch. Raises CommandRefused if it must and can't.
+
+    A server without a key for it is left behind when nothing else is possible: if it may be, by
+    `min_servers`. Otherwise it would keep the secrets of this epoch alive for as long as it likes.
+    """
+    active, needed = state.active(), state.operators.servers_needed(state.rules.config)
+    unkeyed = [server.id.hex()[:16] for server in active if server.next_key is None]
+    members = sum(server.member is not None for server in active)
     age = state.next_round - state.epoch.base_round
-    overdue = age >= 2 * state.rules.window.epoch_rounds
-    if (must or overdue) and not ready:
-        missing = [server.id.hex()[:16] for server in active if server.next_key is None]
-        raise refused(
-            "propose.epoch",
-            "the next epoch is due and servers have no key for it",
-            got=", ".join(missing),
-            hint="the servers named here must post their keys",
-        )
-    if must or overdue:
+    if members < needed or age >= 2 * state.rules.window.epoch_rounds:
+        if len(active) >= needed > len(active) - len(unkeyed):
+            raise refused(
+                "propose.epoch",
+                "the next epoch is due and servers have no key for it",
+                got=", ".join(unkeyed),
+                hint="the servers named here must post their keys",
+            )
         return True
-    return ready and (age >= state.rules.window.epoch_rounds or _clients_wait(state))
+    if unkeyed:
+        return False
+    due = age >= state.rules.window.epoch_rounds or members < len(active)
+    return due or _clients_wait(state)
+
+
+def entrants(state: State) -> list[Server]:
+    """The active servers that have a key for the next epoch, by id."""
+    return [server for server in state.active() if server.next_key is not None]
 
 
 def _clients_wait(state: State) -> bool:
@@ -39,7 +46,7 @@ def _clients_wait(state: State) -> bool:
     if not waiting:
         return False
     active = state.active()
-    inside = {client.id for client in eligible(state, active, next_epoch=True)}
+    inside = {client.id for client in eligible(state, entrants(state), next_epoch=True)}
     patient = any(
         client.id in inside and state.next_round - client.waiting_since >= WAIT_ROUNDS
         for client in waiting
@@ -52,9 +59,9 @@ def begin(state: State) -> None:
     """Open the next epoch at the next header.
 
     In it is every server that has a key, suspended ones too, since they may return within it; and
-    every client that all active servers vouch for now.
+    every client that all active servers with a key vouch for now.
     """
-    inside = {client.id for client in eligible(state, state.active(), next_epoch=True)}
+    inside = {client.id for client in eligible(state, entrants(state), next_epoch=True)}
     for server in state.servers.values():
         server.member, server.next_key = server.next_key, None
     for client in state.clients.values():

@@ -16,7 +16,14 @@ from attestation.errors import Explained
 from zipnet.committee import bodies, clients, membership, policy, rounds, snapshot
 from zipnet.committee.bodies import MAX_RULE
 from zipnet.committee.commands import Command
-from zipnet.committee.events import Applied, CheckpointDue, Event, RoundFinal, Verdict
+from zipnet.committee.events import (
+    Applied,
+    CheckpointDue,
+    Event,
+    RoundFinal,
+    ServerSuspended,
+    Verdict,
+)
 from zipnet.committee.state import (
     CHECKPOINT_ROUNDS,
     LOG_WINDOW,
@@ -35,6 +42,7 @@ from zipnet.protocol.instance import Instance
 
 MACHINE_VERSION = 1
 SIGNATURE = "zipnet/machine/v2"
+QUOTA = "command.quota"
 
 # Bodies differ in type, and each handler takes its own.
 Handler = Callable[[State, Command, Any], list[Event]]
@@ -105,6 +113,16 @@ class Machine:
         """The whole state, canonical: equal states give equal bytes."""
         return snapshot.encode(self.state)
 
+    def await_signatures(self, digest: bytes) -> None:
+        """Let the servers of the last record sign this state, whose snapshot has this digest.
+
+        For whoever restores a checkpoint: replicas that were there wait for signatures after it.
+        """
+        state = self.state
+        assert state.last_record is not None
+        servers = state.last_record.record.header.servers
+        state.pending_checkpoint = SignedCheckpoint(state.seq, state.head, digest, servers, ())
+
     def signature(self) -> bytes:
         """What replicas must agree on before they share a log (32 bytes).
 
@@ -153,7 +171,12 @@ class Machine:
             # Rules of other packages are not made for the ring's entries.
             rule = error.rule.encode("ascii", "replace")[:MAX_RULE].decode() or "unnamed"
             state.refused.append(Refusal(seq, author, kind, rule))
-            return Applied(seq, Verdict.REFUSED, rule, error.diagnostics())
+            suspended: tuple[Event, ...] = ()
+            if rule == QUOTA and state.servers[author].bytes_used - len(raw) <= (
+                state.rules.window.byte_quota
+            ):
+                suspended = (ServerSuspended(state.servers[author].id, rule),)
+            return Applied(seq, Verdict.REFUSED, rule, error.diagnostics(), suspended)
         self._advance_clock(command)
         events += self._checkpoint_if_due(events)
         return Applied(seq, Verdict.APPLIED, events=tuple(events))
@@ -185,6 +208,8 @@ class Machine:
             )
         self._check_position(command)
         command.check_signature(raw)
+        if recovers:
+            return  # The operators' signatures carry it, and its servers may all be lost.
         server = state.servers.get(command.author)
         if server is None:
             if not isinstance(command.body, bodies.Join):
@@ -200,7 +225,7 @@ class Machine:
                 hint="a Resume ends that",
             )
         lead = command.clock_ms - state.time_ms
-        if lead > MAX_LEAD_MS and not isinstance(command.body, ANY_CLOCK) and not recovers:
+        if lead > MAX_LEAD_MS and not isinstance(command.body, ANY_CLOCK):
             raise refused(
                 "command.clock",
                 "the author's clock is ahead of the committee's",
@@ -222,7 +247,7 @@ class Machine:
             raise refused(
                 "command.position",
                 "the command is not tied to the recent past of this log",
-                expected=f"an entry from {max(0, state.seq - LOG_WINDOW)} to {state.seq - 1} "
+                expected=f"an entry from {max(0, state.seq - LOG_WINDOW + 1)} to {state.seq - 1} "
                 "with its head",
                 got=f"{command.seq} {command.head.hex()[:16]}",
                 hint="apply the log to its end and sign the command anew",
@@ -236,9 +261,9 @@ class Machine:
         server = state.servers[command.author]
         server.bytes_used += size
         if server.bytes_used > window.byte_quota and not isinstance(command.body, ANY_CLOCK):
-            membership.stop(state, server, "quota")
+            membership.stop(state, server, QUOTA)
             raise refused(
-                "command.quota",
+                QUOTA,
                 "the author has written too much since the last header",
                 expected=f"at most {window.byte_quota} bytes",
                 got=str(server.bytes_used),
@@ -266,6 +291,5 @@ class Machine:
         state.pending_checkpoint = None
         raw = self.snapshot()
         digest = snapshot.digest(raw)
-        servers = final.record.record.header.servers
-        state.pending_checkpoint = SignedCheckpoint(state.seq, state.head, digest, servers, ())
+        self.await_signatures(digest)
         return [CheckpointDue(state.seq, state.head, digest, raw)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from zipnet.committee.bodies import (
     ChangeOperators,
     EpochKeys,
@@ -96,7 +98,10 @@ def leave(state: State, command: Command, body: Leave) -> list[Event]:
                 got=str(body.dismissal.serial),
             )
     server = state.servers.pop(peer)
-    return _forget(state, server)
+    events = _forget(state, server)
+    if body.dismissal is not None:
+        state.serials[server.operator] = body.dismissal.serial
+    return events
 
 
 def suspend(state: State, command: Command, body: Suspend) -> list[Event]:  # noqa: ARG001
@@ -170,7 +175,7 @@ def epoch_keys(state: State, command: Command, body: EpochKeys) -> list[Event]: 
     if len({owner.id for owner in owners}) != len(owners) or not owners:
         raise refused("epoch-key.batch", "one key or more, and one a member")
     for owner, key in zip(owners, body.keys, strict=True):
-        owner.next_key = key
+        owner.next_key = replace(key, member=owner.id)  # one object for the id, not one a key
         if isinstance(owner, Client):
             wait_for_epoch(state, owner)
     return []
@@ -220,14 +225,14 @@ def _replaceable(state: State, operator: bytes, peer: bytes, serial: int) -> Ser
     """The server that a newer endorsement of its operator replaces, if there is one."""
     server = next((s for s in state.servers.values() if s.operator == operator), None)
     if server is None:
-        return None
-    if serial < server.endorsement.serial or (
-        serial == server.endorsement.serial and peer != server.peer
-    ):
+        least = state.serials.get(operator, -1) + 1
+    else:
+        least = server.endorsement.serial + (peer != server.peer)
+    if serial < least:
         raise refused(
             "join.serial",
-            "the endorsement is older than that of the operator's present server",
-            expected=f"above {server.endorsement.serial}",
+            "the endorsement is older than the operator's last word",
+            expected=f"{least} or more",
             got=str(serial),
             hint="let the operator endorse the new server with a greater serial",
         )
@@ -235,7 +240,8 @@ def _replaceable(state: State, operator: bytes, peer: bytes, serial: int) -> Ser
 
 
 def _forget(state: State, server: Server) -> list[Event]:
-    """Drop what a server that is gone has said."""
+    """Drop what a server that is gone has said; its endorsement does not bring it back."""
+    state.serials[server.operator] = server.endorsement.serial
     for client in state.clients.values():
         client.vouchers.pop(server.id, None)
         client.refusals.pop(server.id, None)

@@ -157,6 +157,7 @@ def recover(state: State, command: Command, body: Recover) -> list[Event]:
     state.instance = Instance(state.instance.deployment_id, document.new_generation)
     state.counter = document.counter
     state.recovering = b""
+    state.serials.clear()
     state.servers.clear()
     state.clients.clear()
     state.epoch = Epoch(state.epoch.number, 0)

@@ -171,6 +171,8 @@ def sign_header(state: State, command: Command, body: SignHeader) -> list[Event]
     if len(current.header_signatures) < len(current.header.servers):
         return []
     _enter(state, current, Phase.LIVE)
+    # By now a majority has told the time; at the proposal it may have stood still for a period.
+    state.opened_ms = state.time_ms
     return [HeaderLive(signed_header(current))]
 
 
@@ -307,7 +309,8 @@ def time_out(state: State, command: Command, body: TimeoutRound) -> list[Event]:
         ending = Ending.UNSIGNED
     elif current.phase is Phase.LIVE:
         ending = Ending.NO_AGGREGATE
-        state.tree_at = (state.tree_at + 1) % len(state.trees)
+        if current.tree == state.trees[state.tree_at]:  # not one that was assigned meanwhile
+            state.tree_at = (state.tree_at + 1) % len(state.trees)
     state.schedule_hash = NO_HASH
     events: list[Event] = [_close(state, current, ending, missing)]
     for server in map(state.server, missing):

@@ -220,6 +220,7 @@ class State:
     quota_since: int = 0  # when the counting of bytes began
     operators: OperatorSet = field(init=False)
     operator_documents: list[bytes] = field(default_factory=list)  # from the first, as envelopes
+    serials: dict[bytes, int] = field(default_factory=dict)  # by operator: void up to this one
     servers: dict[bytes, Server] = field(default_factory=dict)  # by peer key
     clients: dict[bytes, Client] = field(default_factory=dict)  # by client id
     epoch: Epoch = field(default_factory=Epoch)

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from zipnet.committee.epochs import epoch_of_next_header
 from zipnet.committee.rounds import participants, signed_header
-from zipnet.committee.state import MAX_LEAD_MS, Phase, Round, Server, State, Status
+from zipnet.committee.state import BEACONS, MAX_LEAD_MS, Phase, Round, Server, State, Status
 from zipnet.errors import CommandRefused
 from zipnet.protocol.header import NO_HASH, SignedHeader
 
@@ -36,10 +36,14 @@ def live(state: State) -> SignedHeader | None:
 
 
 def beacons(state: State) -> frozenset[bytes]:
-    """The values (32 bytes) that show that a ticket is new."""
-    if state.beacons:
-        return frozenset(state.beacons)
-    return frozenset({state.first_beacon} - {NO_HASH})
+    """The values (32 bytes) that show that a ticket is new.
+
+    The one before the first record counts as long as it is as new as the oldest record may be.
+    """
+    found = set(state.beacons)
+    if len(found) < BEACONS:
+        found |= {state.first_beacon} - {NO_HASH}
+    return frozenset(found)
 
 
 def why_no_header(state: State) -> CommandRefused | None:
@@ -76,7 +80,8 @@ def duties(state: State, peer: bytes, clock_ms: int) -> list[Duty]:
     if server is None:
         return []
     if server.status is Status.SUSPENDED:
-        return [Duty.RESUME]
+        # While it could sign no header it would only hold up the others.
+        return [] if clock_trouble(state, server, clock_ms) else [Duty.RESUME]
     ahead = clock_ms - state.time_ms > MAX_LEAD_MS
     if ahead:
         ticked = server.clock_ms > clock_ms - MAX_LEAD_MS
@@ -113,8 +118,10 @@ def _in_round(state: State, current: Round, server: Server, clock_ms: int) -> li
     step, done = steps.get(current.phase, (None, {server.id: b""}))
     inside = server.id in current.header.servers
     answers = inside and server.resumed_round <= current.header.round
+    late = clock_ms >= current.phase_since + state.rules.window.round_deadline_ms
+    # Also of who has not done its step: it may have a reason of its own, as for not signing.
+    vote = [Duty.TIME_OUT] if late and server.id not in current.votes else []
     if step is not None and answers and server.id not in done:
         unready = clock_ms < current.not_before or clock_trouble(state, server, clock_ms)
-        return [] if step is Duty.SIGN_HEADER and unready else [step]
-    late = clock_ms >= current.phase_since + state.rules.window.round_deadline_ms
-    return [Duty.TIME_OUT] if late and server.id not in current.votes else []
+        return vote if step is Duty.SIGN_HEADER and unready else [step, *vote]
+    return vote

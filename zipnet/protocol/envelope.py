@@ -4,7 +4,7 @@
     payload ‖ MAC (32) ‖ signature (64)
 
     digest = BLAKE3.derive_key(ENVELOPE)(all before the MAC)
-    MAC = keyed BLAKE3 of the digest, under a key that only client and leaf know
+    MAC = keyed BLAKE3 of all before it, under a key that only client and leaf know
     signature = Ed25519 by the client's peer key over the digest, under SIGN_ENVELOPE
 
 A leaf checks the MAC of every envelope and no signature: that is for `audit`, after a disrupted
@@ -32,7 +32,9 @@ LEAF_MAC = "zipnet/leaf/mac/v2"
 LEAF_RECEIPT = "zipnet/leaf/receipt/v2"
 RATE_TAG_BYTES = 16
 # Where things are: all envelopes of a round begin with the same 106 bytes.
-CLIENT_AT = 2 + 32 + 32 + 8 + 32
+ROUND_AT = 2 + 32 + 32
+HEADER_AT = ROUND_AT + 8
+CLIENT_AT = HEADER_AT + 32
 RATE_TAG_AT = CLIENT_AT + 32
 PAYLOAD_AT = RATE_TAG_AT + RATE_TAG_BYTES
 MAC_BYTES = 32
@@ -88,12 +90,11 @@ def _prefix(instance: Instance, round_number: int, header_id: bytes) -> bytes:
 
 
 def authenticate(raw: bytes, mac_key: bytes) -> bytes:
-    """The digest (32 bytes) of an encoded envelope whose MAC is right. Raises Refused.
+    """The MAC (32 bytes) of an encoded envelope, if it is right. Raises Refused.
 
     `raw` must be of the size of an envelope; nothing else is checked. Time is linear in the size.
     """
-    digest = blake3(memoryview(raw)[:-TRAILER_BYTES], derive_key_context=ENVELOPE).digest()
-    mac = blake3(digest, key=mac_key).digest()
+    mac = blake3(memoryview(raw)[:-TRAILER_BYTES], key=mac_key).digest()
     if not hmac.compare_digest(mac, raw[-TRAILER_BYTES : MAC_BYTES - TRAILER_BYTES]):
         raise Refused(
             "the MAC of the envelope is wrong",
@@ -101,7 +102,7 @@ def authenticate(raw: bytes, mac_key: bytes) -> bytes:
             rule="envelope.mac",
             hint="the client knows another key of the leaf, or the envelope was altered",
         )
-    return digest
+    return mac
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ def seal_envelope(
     """The encoded envelope, with its MAC and signature, of a payload that is already padded."""
     body = b"".join((common_prefix(header), client, rate_tag, payload))
     digest = blake3(body, derive_key_context=ENVELOPE).digest()
-    mac = blake3(digest, key=mac_key).digest()
+    mac = blake3(body, key=mac_key).digest()
     signature = header.instance.sign(peer_key, SIGN_ENVELOPE, header.round, digest)
     return b"".join((body, mac, signature))
 

@@ -113,9 +113,9 @@ class LeafFold:
     """
 
     __slots__ = (
-        "_digests",
         "_header",
         "_mac_keys",
+        "_macs",
         "_node",
         "_places",
         "_prefix",
@@ -155,9 +155,19 @@ class LeafFold:
         self._prefix = common_prefix(header)
         self._size = envelope_bytes(header.shape)
         self._total = Total.zero(header, len(roster.clients))
-        self._digests: dict[int, bytes] = {}
+        self._macs: dict[int, bytes] = {}
         self._round_tags: list[bytes] = []
         self._result: Aggregate | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the sum is signed, and nothing more is taken."""
+        return self._result is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every client of this leaf is in."""
+        return len(self._macs) == len(self._places)
 
     def admit(self, raw: bytes) -> tuple[int, bytes]:
         """The place in the roster, and the MAC key, of the client that an envelope names.
@@ -190,16 +200,16 @@ class LeafFold:
         place, key = self.admit(raw)
         self._take(place, authenticate(raw, key), raw)
 
-    def _take(self, place: int, digest: bytes, raw: bytes) -> None:
+    def _take(self, place: int, mac: bytes, raw: bytes) -> None:
         """What `absorb` does after the MAC: apart, so that a benchmark can tell what that costs."""
-        known = self._digests.get(place)
-        if known == digest:
+        known = self._macs.get(place)
+        if known == mac:
             return
         if known is not None:
             raise Refused(
                 "the client has sealed this round twice",
-                expected=f"the envelope {known.hex()}",
-                got=digest.hex(),
+                expected=f"the envelope with MAC {known.hex()}",
+                got=mac.hex(),
                 rule="envelope.double-seal",
                 hint="two copies of the client run, or an old state of it",
             )
@@ -208,7 +218,7 @@ class LeafFold:
         tag = raw[RATE_TAG_AT:PAYLOAD_AT]
         self._tags.add(tag)
         self._round_tags.append(tag)
-        self._digests[place] = digest
+        self._macs[place] = mac
         absorb_payload(self._total, place, memoryview(raw)[PAYLOAD_AT:-TRAILER_BYTES], self._xor)
 
     def close(self, key: Ed25519PrivateKey) -> Aggregate:
@@ -276,6 +286,16 @@ class TierFold:
         self._digests: dict[bytes, bytes] = {}
         self._tags: list[bytes] = []
         self._result: Aggregate | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the sum is signed, and nothing more is taken."""
+        return self._result is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every child is in."""
+        return len(self._digests) == len(self._allowed)
 
     def absorb(self, aggregate: Aggregate) -> None:
         """Add what a child has folded. The same again changes nothing, even after `close`.

@@ -136,6 +136,12 @@ def submit(speaker: Speaker, datum: bytes, shape: Shape) -> tuple[Speaker, int]:
     return replace(speaker, queue=queue, submitted=message.number + 1), message.number
 
 
+def withdraw(speaker: Speaker, number: int) -> tuple[Speaker, bool]:
+    """Take a message out of the queue; False if it is not there, as after it went into a round."""
+    left = tuple(message for message in speaker.queue if message.number != number)
+    return replace(speaker, queue=left), len(left) != len(speaker.queue)
+
+
 def turn(
     speaker: Speaker,
     header: Header,

@@ -19,15 +19,25 @@ from zipnet.protocol.instance import Instance
 from zipnet.protocol.keyring import KeyRing
 from zipnet.protocol.pads import KeystreamXor
 from zipnet.protocol.ratelimit import Budget, rate_key
+from zipnet.protocol.receipts import Receipt, check_blob, find, open_receipt, receipt_tag
 from zipnet.protocol.record import SignedRecord
 from zipnet.protocol.roster import RESUME, EpochKey, Member, Resume
 from zipnet.protocol.seal import check_header, seal
 from zipnet.protocol.sheet import Sheet
 from zipnet.protocol.speaker import Final, Message, Outcome, Speaker, Unfinalized
-from zipnet.protocol.tree import AggregatorTree
+from zipnet.protocol.tree import Aggregator, AggregatorTree
 from zipnet.roles.identity import Draw, Identity
 
 Outcomes: TypeAlias = tuple[tuple[Message, Outcome], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where this client stood in a round: its bit under the header, and who signs the record."""
+
+    header_id: bytes
+    bit: int
+    peers: dict[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ class ClientCore:
         "_nonce",
         "_participation",
         "_peers",
-        "_place",
+        "_places",
         "_rate_key",
         "_restarted",
         "_serial",
@@ -102,7 +112,7 @@ class ClientCore:
         self._last_list = 0
         self._last: Final | None = None
         self._peers: dict[bytes, bytes] = {}
-        self._place = NO_HASH, 0  # header id, and this client's bit under it
+        self._places: dict[int, _Place] = {}  # of rounds whose outcome may still matter
 
     def submit(self, datum: bytes) -> int:
         """Queue a datum of exactly the deployment's size; returns its number.
@@ -111,6 +121,11 @@ class ClientCore:
         """
         self.speaker, number = speaker.submit(self.speaker, datum, self._config.shape)
         return number
+
+    def withdraw(self, number: int) -> bool:
+        """Take a message back; False if it went into a round, or its outcome is known."""
+        self.speaker, found = speaker.withdraw(self.speaker, number)
+        return found
 
     def epoch_key(self, epoch: int, clock_ms: int) -> EpochKey:
         """A new key for `epoch`, signed; its secret is kept until the epoch opens."""
@@ -168,7 +183,9 @@ class ClientCore:
         )
         if turn is None:
             return None
-        self._place = header.id, roster.index()[self.id]
+        open_rounds = {sent.round for sent in self.speaker.in_flight} | {header.round - 1}
+        self._places = {at: place for at, place in self._places.items() if at in open_rounds}
+        self._places[header.round] = _Place(header.id, roster.index()[self.id], self._peers)
         leaf = tree.leaf_for(self.id)
         leaf_dh = tree.nodes[leaf].dh_pub
         keys = leaf_keys(self._identity.dh, leaf_dh, self._instance, self.id, leaf_dh)
@@ -191,13 +208,32 @@ class ClientCore:
     def final(self, signed: SignedRecord) -> Outcomes:
         """What a final record says of this client's message.
 
-        Raises Refused for one that the servers of the last checked header have not all signed.
+        A record may come after the next round was sealed. Raises Refused for one that the servers
+        of its header, or of the last one checked if that was not sealed, have not all signed.
         """
-        signed.verify(self._peers)
         header = signed.record.header
-        self._last = Final(header.round, signed.record.payload, self._is_in(signed))
-        self.speaker, outcomes = speaker.settle(self.speaker, self._last)
+        place = self._places.get(header.round)
+        signed.verify(place.peers if place else self._peers)
+        final = Final(header.round, signed.record.payload, self._is_in(signed))
+        if self._last is None or final.round > self._last.round:
+            self._last = final
+        self.speaker, outcomes = speaker.settle(self.speaker, final)
         return outcomes
+
+    def receipt(
+        self, blob: bytes, round_number: int, leaf: Aggregator, clients: int
+    ) -> Receipt | None:
+        """What the receipts of the leaf, for so many clients, say to this one; None: nothing.
+
+        Raises WireFormatError, and Refused for an entry that the leaf has not made for it.
+        """
+        check_blob(blob, clients)
+        keys = leaf_keys(self._identity.dh, leaf.dh_pub, self._instance, self.id, leaf.dh_pub)
+        entry = find(blob, receipt_tag(keys.receipt, round_number))
+        if entry is None:
+            return None
+        own = self._identity.dh
+        return open_receipt(entry, self._instance, round_number, self.id, own, leaf.peer)
 
     def ended(self, round_number: int, *, aggregated: bool) -> Outcomes:
         """What the end of a round without a record says of this client's message."""
@@ -206,11 +242,11 @@ class ClientCore:
         return outcomes
 
     def _is_in(self, signed: SignedRecord) -> bool:
-        header_id, place = self._place
         record = signed.record
-        return record.header.id == header_id and bool(
-            record.participants[place >> 3] >> (place & 7) & 1
-        )
+        place = self._places.get(record.header.round)
+        if place is None or place.header_id != record.header.id:
+            return False
+        return bool(record.participants[place.bit >> 3] >> (place.bit & 7) & 1)
 
     def _own_key(self, epoch: int) -> bytes:
         key = self.keyring.key(epoch)

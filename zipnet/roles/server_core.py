@@ -7,14 +7,23 @@ one that was refused is made anew.
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
+
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from zipnet.committee import bodies
 from zipnet.committee.commands import Command
-from zipnet.committee.events import Applied, HeaderLive, HeaderProposed, RoundEnded, RoundFinal
+from zipnet.committee.events import (
+    Applied,
+    HeaderLive,
+    HeaderProposed,
+    RoundEnded,
+    RoundFinal,
+    Verdict,
+)
 from zipnet.committee.machine import Machine
-from zipnet.committee.state import Round
+from zipnet.committee.state import Round, Server
 from zipnet.committee.views import Duty, duties
 from zipnet.ids import server_id
 from zipnet.operators import Endorsement
@@ -41,6 +50,7 @@ class ServerCore:
         "_draw",
         "_guard",
         "_identity",
+        "_joining",
         "_nonce",
         "_pads",
         "_partial",
@@ -54,6 +64,7 @@ class ServerCore:
         "id",
         "keyring",
         "machine",
+        "trusted",
     )
 
     def __init__(
@@ -72,6 +83,9 @@ class ServerCore:
         self.id = server_id(identity.dh_pub)
         self.keyring = keyring or KeyRing(self.id)
         self.fenced = ""
+        # Servers whose tickets this one has checked, with the numbers of the lists under which they
+        # are good; None where nobody is asked for one.
+        self.trusted: Mapping[bytes, Container[int]] | None = None
         self._identity = identity
         self._store = store
         self._xor = xor
@@ -82,6 +96,7 @@ class ServerCore:
         self._restarted = restarted
         self._nonce = NO_HASH  # of the last Resume that this boot sent
         self._resuming = b""
+        self._joining = b""
         self._serial = 0
         self._pads: RoundPads | None = None
         self._partial: tuple[int, bytes] | None = None
@@ -92,11 +107,24 @@ class ServerCore:
         """What this server must not do again, as it is in the store."""
         return self._guard
 
+    @property
+    def must_join(self) -> bool:
+        """Whether this boot can take part only after a Join: the log has the key of another.
+
+        Without it the committee would wait for this server until the epoch is over.
+        """
+        state = self.machine.state
+        server = state.servers.get(self._identity.peer)
+        if server is None or server.member is None:
+            return server is None
+        return not self.fenced and server.member.key != self.keyring.key(state.epoch.number)
+
     def join(self, endorsement: Endorsement, clock_ms: int) -> bytes:
         """The command by which this server enters."""
         key = self._epoch_key(clock_ms)
         body = bodies.Join(endorsement, key, self._draw(32))
-        return self.command(body, 0, clock_ms)
+        self._joining = self.command(body, 0, clock_ms)
+        return self._joining
 
     def command(self, body: bodies.Body, round_number: int, clock_ms: int) -> bytes:
         """A signed command, tied to the last entry that was applied here."""
@@ -118,6 +146,10 @@ class ServerCore:
         server = self.machine.state.servers.get(self._identity.peer)
         if self._resuming and server is not None and server.last_resume == self._resuming:
             self._nonce, self._resuming, self._restarted = self._resuming, b"", False
+        if raw == self._joining and applied.verdict is Verdict.APPLIED:
+            # With its new key it has no past any more that a Resume would have to fence off.
+            self._nonce, self._resuming, self._restarted = NO_HASH, b"", False
+            self._sent.pop((Duty.RESUME,), None)
         for event in applied.events:
             if isinstance(event, HeaderProposed):
                 self._open_epoch(event)
@@ -140,20 +172,16 @@ class ServerCore:
         server = state.servers.get(self._identity.peer)
         if server is None:
             return []
-        if not self._restarted and server.last_resume != self._nonce:
-            self.fenced = "another node has resumed in this server's name"
-        if self.fenced:
+        if not self._may_act(server):
             return []
         wanted = duties(state, self._identity.peer, clock_ms)
         if self._restarted or self._resuming:
             wanted = [Duty.RESUME]
-        elif self.keyring.key(state.next_epoch()) is None and Duty.POST_KEY not in wanted:
-            wanted.append(Duty.POST_KEY)  # the log has one, but a restart has lost its secret
+        elif server.next_key and server.next_key.key != self.keyring.key(state.next_epoch()):
+            wanted.append(Duty.POST_KEY)  # the log has one whose secret a restart has lost
         found = []
         for duty in wanted:
-            current = state.current
-            place = (current.header.round, current.phase) if current else (state.next_round,)
-            what = (duty, state.epoch.number, server.resumed_round, *place)
+            what = self._occasion(duty)
             if what not in self._sent:
                 made = self._make(duty, clock_ms)
                 if made is None:
@@ -161,6 +189,33 @@ class ServerCore:
                 self._sent[what] = made
             found.append(self._sent[what])
         return found
+
+    def _may_act(self, server: Server) -> bool:
+        """Whether this node is the one that speaks for the server; if another is, for good not."""
+        if not self._restarted and server.last_resume != self._nonce:
+            if not self.keyring.epoch:
+                return False  # a Resume of an earlier boot: this one has yet to join
+            self.fenced = "another node has resumed in this server's name"
+        own, posted = self.keyring.key(self.machine.state.next_epoch()), server.next_key
+        if own and posted and posted.key != own and posted.serial > self._serial:
+            self.fenced = "another node has posted a key in this server's name"
+        return not self.fenced
+
+    def _occasion(self, duty: Duty) -> tuple[object, ...]:
+        """What one command is made for; while its outcome is unknown there is no second one.
+
+        Of two Resumes or keys under way the first would be in force, and the second what this node
+        works with: so for them no change of the round is a new occasion.
+        """
+        state = self.machine.state
+        if duty is Duty.RESUME:
+            return (duty,)
+        if duty is Duty.POST_KEY:
+            return duty, state.epoch.number
+        current = state.current
+        place = (current.header.round, current.phase) if current else (state.next_round,)
+        server = state.servers[self._identity.peer]
+        return duty, state.epoch.number, server.resumed_round, *place
 
     def _make(self, duty: Duty, clock_ms: int) -> bytes | None:
         """The command for a duty; None if this boot lacks what it takes, and must stay silent."""
@@ -206,13 +261,20 @@ class ServerCore:
         header = current.header
         if header.epoch != self.keyring.epoch:
             return None  # without its pairs this server could never answer
+        others = [one for one in header.servers if one != self.id]
+        if self.trusted is not None and not all(
+            header.list_number in self.trusted.get(one, ()) for one in others
+        ):
+            return None  # a server that has not proved itself is in it
         self._guard, _ = guards.sign_header_once(self._guard, header.round, header.id, self._store)
         return bodies.SignHeader(header.id, header.sign(self._identity.signing))
 
     def _commit(self, current: Round) -> bodies.Body | None:
+        header = current.header
+        if self._partial is not None and self._partial[0] == header.round:
+            return bodies.CommitPartial(self._guard.answer.commitment)  # the first was refused
         if self._pads is None:
             return None
-        header = current.header
         aggregate = Aggregate.decode(current.aggregate, header.shape)
         partial = self._pads.partial(aggregate.participants)
         made = commitment(header.instance, header.round, aggregate.digest, self.id, partial)
@@ -266,14 +328,22 @@ class ServerCore:
         )
 
     def _next_serial(self, clock_ms: int) -> int:
-        """Above all that this node has used, also before a restart if its clock went on."""
-        self._serial = max(self._serial + 1, clock_ms)
+        """Above all that is used in this server's name, so that a clock set back does no harm."""
+        server = self.machine.state.servers.get(self._identity.peer)
+        last = self._serial
+        if server is not None:
+            keys = (key.serial for key in (server.member, server.next_key) if key)
+            last = max(last, server.resume_serial, *keys)
+        self._serial = max(last + 1, clock_ms)
         return self._serial
 
     def _open_epoch(self, event: HeaderProposed) -> None:
         header, state = event.header, self.machine.state
-        if header.epoch == self.keyring.epoch or self.keyring.key(header.epoch) is None:
+        server = state.servers.get(self._identity.peer)
+        if header.epoch == self.keyring.epoch or server is None or server.member is None:
             return
+        if server.member.key != self.keyring.key(header.epoch):
+            return  # the roster has another key than this boot: its pads would be noise
         clients = [
             Member(client.id, client.member.key)
             for client in state.clients.values()
@@ -285,6 +355,8 @@ class ServerCore:
         header = event.header.header
         current = self.machine.state.current
         self._drop_pads()
+        if self._restarted:
+            return  # entries from before the restart: the pairs have been there
         if current is None or self.id not in header.servers or header.epoch != self.keyring.epoch:
             return
         if (self._guard.round, self._guard.header) != (header.round, header.id):
@@ -296,7 +368,8 @@ class ServerCore:
     def _close(self) -> None:
         self._drop_pads()
         self._partial = None
-        self._sent.clear()
+        lasting = (Duty.RESUME, Duty.POST_KEY)
+        self._sent = {what: sent for what, sent in self._sent.items() if what[0] in lasting}
 
     def _drop_pads(self) -> None:
         if self._pads is not None:

@@ -32,6 +32,7 @@ from zipnet.protocol.speaker import (
     settle,
     submit,
     turn,
+    withdraw,
 )
 
 KEY = rate_key(h("identity"), INSTANCE.binding)
@@ -451,6 +452,17 @@ def test_queues_are_bounded() -> None:
     assert submit(done, b"12345678", SHAPE)[1] == 2
     with refused(DatumRejected, "datum.size"):
         submit(done, b"1234567", SHAPE)
+
+
+def test_a_message_can_be_taken_back_before_it_is_in_a_round() -> None:
+    datum = bytes(SHAPE.datum_bytes)
+    speaker, first = submit(FRESH, datum, SHAPE)
+    speaker, second = submit(speaker, datum, SHAPE)
+    left, found = withdraw(speaker, first)
+    assert found
+    assert [message.number for message in left.queue] == [second]
+    assert withdraw(left, first) == (left, False)
+    assert submit(left, datum, SHAPE)[1] == second + 1
 
 
 def test_messages_and_slots_stay_out_of_logs() -> None:
