@@ -72,7 +72,7 @@ def propose(state: State, command: Command, body: ProposeHeader) -> list[Event]:
         state.allow_list = in_force
         later = [entry for entry in state.pending_lists if entry.number > in_force.number]
         state.pending_lists[:] = later
-    roster = Roster.of(map(_member, clients), map(_member, servers))
+    roster = Roster(tuple(map(_member, clients)), tuple(map(_member, servers)))
     header = Header(
         instance=state.instance,
         round=state.next_round,

@@ -260,6 +260,8 @@ class Pair:
         contradict what is mixed in: then this end can't make the pads of the other any more.
         """
         secret: bytes | bytearray = self._live()
+        if round_number == self.round and not resumes and not self._mixed:
+            return  # the common case: a server asks this of every pair in every round
         if round_number < self.round:
             raise self._passed(round_number)
         if round_number - self.round > MAX_SKIP:

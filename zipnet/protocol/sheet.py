@@ -6,6 +6,7 @@ the whole epoch, also such as rest at the moment: their keys are needed when the
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from struct import Struct
 
 from zipnet.errors import Refused
 from zipnet.ids import client_id, server_id
@@ -24,6 +25,8 @@ from zipnet.protocol.roster import (
 )
 from zipnet.protocol.seal import Committee, Seat
 
+# Peer key, identity key; then member, epoch, serial, key and signature of the epoch key.
+_CLIENT = Struct(">32s32s32sQQ32s64s")
 MAX_SHEET = MAX_CLIENTS * 208 + MAX_SERVERS * 312 + MAX_RESUMES * 72 + 12
 
 
@@ -72,11 +75,6 @@ class ClientEntry:
         """Peer key, identity key, epoch key."""
         return self.peer + self.dh_pub + self.key.encode()
 
-    @classmethod
-    def read(cls, reader: Reader) -> "ClientEntry":
-        """The next entry. Raises WireFormatError."""
-        return cls(reader.take(32), reader.take(32), EpochKey.read(reader))
-
     def verify(self, instance: Instance, epoch: int) -> None:
         """Check the signature and that all is about one client. Raises Refused."""
         _check_key(self.key, client_id(self.dh_pub), epoch)
@@ -110,7 +108,7 @@ class Sheet:
         reader = Reader(raw, "sheet", at_most=MAX_SHEET)
         result = cls(
             reader.many(4, MAX_SERVERS, ServerEntry.read),
-            reader.many(4, MAX_CLIENTS, ClientEntry.read),
+            _read_clients(reader),
             reader.many(4, MAX_RESUMES, Resume.read),
         )
         reader.done()
@@ -151,6 +149,22 @@ class Sheet:
         """Check every client's signature; about 0.1 ms each. Raises Refused."""
         for entry in self.clients:
             entry.verify(header.instance, header.epoch)
+
+
+def _read_clients(reader: Reader) -> tuple[ClientEntry, ...]:
+    """A u32 count, then entries, at once: one field after the other takes four times as long.
+
+    Every client and aggregator decodes a sheet in every round.
+    """
+    count = reader.u32()
+    if count > MAX_CLIENTS:
+        raise reader.wrong("count", f"at most {MAX_CLIENTS}", str(count))
+    entries = []
+    for peer, dh_pub, *key in _CLIENT.iter_unpack(reader.take(count * _CLIENT.size)):
+        if (key[1] | key[2]) >> 63:
+            raise reader.wrong("number", "at most 2^63 - 1", str(max(key[1], key[2])))
+        entries.append(ClientEntry(peer, dh_pub, EpochKey(*key)))
+    return tuple(entries)
 
 
 def _check_key(key: EpochKey, member: bytes, epoch: int) -> None:
