@@ -147,7 +147,9 @@ def test_another_deployment(net: Path, tmp_path: Path) -> None:
 def test_a_changed_field(net: Path, tmp_path: Path) -> None:
     """The same name, one value changed: the hint has both fingerprints."""
     base = config_file.load(net / "demo.local.toml")
-    other = base.with_window(replace(base.window, min_participants=3))
+    other = base.with_window(
+        replace(base.window, min_participants=base.window.min_participants + 1)
+    )
     path = tmp_path / "other.toml"
     path.write_text(config_file.dumps(other))
     result = CliRunner().invoke(main, ["status", "--config", str(path), "--local", str(net)])

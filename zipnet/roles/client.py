@@ -158,9 +158,10 @@ class ClientRole:
         try:
             await self._lookout.open()
             self._view = await self._lookout.find(self._now, self._set.connect_s)
+            self._instance = self._view.instance
             self._core = ClientCore(
                 self._set.config,
-                self._view.instance,
+                self._instance,
                 self._set.identity,
                 store=self._set.store,
                 xor=self._set.xor,
@@ -197,13 +198,23 @@ class ClientRole:
 
     async def _register(self) -> None:
         view = self._view
+        await self._lookout.check_generation(self._instance, view.operators)
         ticketing = self._set.ticketing(view.instance)
         bundle = ticketing.bundle(view.beacons[-1], Fresh.BEACON, self._now())
         key = self._core.epoch_key(view.next_epoch, self._set.clock())
         self._posted = view.next_epoch
         body = bodies.Register(bundle, key).encode()
-        await self._ask_any(Ask.REGISTER, body)
+        try:
+            await self._ask_any(Ask.REGISTER, body)
+        except Protocol as error:
+            if error.rule != "epoch-key.epoch":
+                raise
+            # An epoch has begun since this client looked: once more, with a key for the next.
+            self._view = await self._lookout.find(self._now, self._set.connect_s)
+            await asyncio.sleep(POLL)
+            return await self._register()
         self._registration = blake3(body).digest()
+        return None
 
     async def retire(self) -> None:
         """Take the registration back, after the end of `run`: no round counts on this client.
@@ -239,6 +250,8 @@ class ClientRole:
         """Look how the log sees this client; a refusal by a server is what `refusal` says."""
         while True:
             try:
+                if self._silence_ms() > self._set.config.window.round_deadline_ms:
+                    await self._lookout.check_generation(self._instance, self._view.operators)
                 raw = await self._ask_any(Ask.STATUS, self._core.id)
                 status = ClientStatus.decode(raw)
                 refusals = [one for one in status.refusals if self._heeds(one[0])]
@@ -299,7 +312,6 @@ class ClientRole:
         async for item in self._lookout.live.watch("live"):
             if item.key != "live" or item.value is None:
                 continue
-            self._heard_ms = self._set.clock()
             try:
                 await self._seal_one(LiveRound.decode(item.value))
             except Attestation as error:
@@ -309,6 +321,9 @@ class ClientRole:
 
     async def _seal_one(self, live: LiveRound) -> None:
         header = live.header.header
+        if header.instance != self._instance:
+            return  # once all servers are in that generation, this client ends
+        self._heard_ms = self._set.clock()
         if self._sealed is not None and header.round <= self._sealed.round:
             return  # each server of the committee publishes it
         sheet = Sheet.decode(await self._lookout.blobs.get(live.sheet))
