@@ -270,6 +270,12 @@ class RecoveryDocument:
             return envelope.assemble(self.dumps(), RECOVERY_TYPE, signatures)
 
     @classmethod
+    def unverified(cls, raw: bytes) -> "RecoveryDocument":
+        """The document in an envelope, whoever signed it. Raises DocumentRejected."""
+        with _as_document():
+            return cls.loads(envelope.parse(raw, RECOVERY_TYPE).payload)
+
+    @classmethod
     def verify(cls, raw: bytes, operators: OperatorSet) -> "RecoveryDocument":
         """The document in an envelope signed by exactly the operators in force but its offender.
 

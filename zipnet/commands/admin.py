@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +41,7 @@ from zipnet.errors import BlobMissing, ConfigRejected, DocumentRejected, GuardRe
 from zipnet.network.base import Network
 from zipnet.network.places import Places
 from zipnet.network.public import Ask, Request
+from zipnet.network.recovery import Reopening, last_checkpoint
 from zipnet.operators import (
     NOBODY,
     RECOVERY_TYPE,
@@ -209,11 +211,21 @@ def remove(
 
 
 @admin.command("recover")
-@click.argument("checkpoint", type=FILE)
+@click.argument("checkpoint", type=FILE, required=False)
 @deployment_options
+@network_options
 @secret_options
 @signer_options
 @click.option("--offender", metavar="NAME", help="The one operator who doesn't sign.")
+@click.option(
+    "--generation", type=hex32, help="The old one, of the network's checkpoint; else as announced."
+)
+@click.option(
+    "--recovery",
+    metavar="FILE",
+    type=FILE,
+    help="Once all have signed: a new file for servers, with the network's checkpoint.",
+)
 @click.option(
     "--join",
     "others",
@@ -223,16 +235,29 @@ def remove(
     help="The same document as another operator signed it.",
 )
 def recover(
-    checkpoint: Path, out: Path, offender: str | None, others: tuple[Path, ...], **values: Any
+    checkpoint: Path | None,
+    out: Path,
+    offender: str | None,
+    others: tuple[Path, ...],
+    generation: bytes | None,
+    recovery: Path | None,
+    **values: Any,
 ) -> None:
     """Sign that the next generation begins from CHECKPOINT, a snapshot of the committee's state.
+
+    Without CHECKPOINT it is the last one on the network that all servers signed.
 
     All operators do so with the same checkpoint and the same new committee secret; the last one
     joins the documents of the others.
     """
+    if recovery is not None and checkpoint is not None:
+        raise click.UsageError("--recovery takes the network's checkpoint: give no CHECKPOINT")
     deployment = required(deployment_from(values))
     config = deployment.config
-    raw = read_file(checkpoint, MAX_SNAPSHOT)
+    left = None
+    if checkpoint is None:
+        left = asyncio.run(_last_checkpoint(deployment, values, generation))
+    raw = read_file(checkpoint, MAX_SNAPSHOT) if checkpoint else left.snapshot if left else b""
     state = Machine.restore(Rules.of(config), raw).state
     if state.instance.deployment_id != deployment.id.raw:
         raise DocumentRejected(
@@ -269,6 +294,9 @@ def recover(
     click.echo(f"signatures   {len(wanted) - len(missing)} of {len(wanted)}")
     if missing:
         click.echo(f"missing      {', '.join(missing)}")
+    elif recovery is not None and left is not None:
+        _write(recovery, replace(left, document=signed).encode())
+        click.echo(f"recovery     {recovery}: start each server with it, as --recovery")
 
 
 def erase(path: Path) -> None:
@@ -340,6 +368,26 @@ async def _push(deployment: Deployment, values: dict[str, Any], raw: bytes) -> i
 async def _show(deployment: Deployment, values: dict[str, Any]) -> AllowList:
     async with opened(values, deployment.universe) as network:
         return await list_in_force(network, deployment)
+
+
+async def _last_checkpoint(
+    deployment: Deployment, values: dict[str, Any], generation: bytes | None
+) -> Reopening:
+    """The network's last checkpoint of this generation, or of the one that servers announce."""
+    async with opened(values, deployment.universe) as network:
+        if generation is None:
+            known = await committee(network, deployment)
+            found = {one.instance.generation for one in known.notices.values()}
+            if len(found) != 1:
+                raise ConfigRejected(
+                    "the servers were not all in one generation",
+                    expected="--generation, the one whose log is lost",
+                    got=", ".join(sorted(one.hex() for one in found)),
+                    rule="recovery.generation",
+                )
+            generation = found.pop()
+        instance = Instance(deployment.id.raw, generation)
+        return await last_checkpoint(network, Rules.of(deployment.config), instance)
 
 
 async def _ask(deployment: Deployment, bus: dict[str, Any], request: Request) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from attestation.files import read_file
 from zipnet import __version__
 from zipnet.commands.settings import (
     COMMITTEE_SECRET,
@@ -19,11 +20,14 @@ from zipnet.commands.settings import (
     deployment_options,
     metrics_option,
     network_options,
+    recovery_option,
     secret_options,
     secrets_from,
 )
+from zipnet.committee.state import Rules
 from zipnet.config import Anchor
-from zipnet.errors import NoNetwork, NoTdx
+from zipnet.errors import ConfigRejected, NoNetwork, NoTdx
+from zipnet.network.recovery import MAX_FILE, Reopening
 from zipnet.preflight import EVENT_LOG, Preflight, Role, event_log, look
 
 MOCK = "mock"
@@ -83,11 +87,37 @@ def start(role: Role, root: Path, values: dict[str, Any] | None = None) -> int:
         )
         return 0
     secrets = secrets_from(values["secret_file"], values["committee_secret_file"])
-    _join(role, deployment, secrets, values)
+    counter = _counter(values.get("recovery"), deployment, secrets)
+    _join(role, deployment, secrets, values, counter)
     return 0
 
 
-def _join(role: Role, deployment: Deployment, secrets: Secrets, values: dict[str, Any]) -> None:
+def _counter(path: Path | None, deployment: Deployment, secrets: Secrets) -> int:
+    """The number of the generation that a recovery opens; 0 without one.
+
+    Raises FileUnreadable, WireFormatError, and what a server says to another checkpoint than one
+    that the servers signed, or to another committee secret.
+    """
+    if path is None:
+        return 0
+    recovery = Reopening.decode(read_file(path, MAX_FILE))
+    recovery.machine(Rules.of(deployment.config), deployment.id.raw)
+    document = recovery.unverified
+    opened = secrets.instance(deployment.id, document.counter).generation
+    if opened != document.new_generation:
+        raise ConfigRejected(
+            "the committee secret opens another generation than the recovery",
+            expected=document.new_generation.hex(),
+            got=opened.hex(),
+            rule="recovery.secret",
+            hint="take the secret that was given to `zipnet admin recover`",
+        )
+    return document.counter
+
+
+def _join(
+    role: Role, deployment: Deployment, secrets: Secrets, values: dict[str, Any], counter: int
+) -> None:
     """Say who this node is and where it belongs. Raises NoNetwork, ConfigRejected."""
     config = deployment.config
     facts = [("deployment", config.name), ("fingerprint", deployment.id.hex())]
@@ -95,7 +125,7 @@ def _join(role: Role, deployment: Deployment, secrets: Secrets, values: dict[str
     if key is not None:
         facts.append(("peer", key.public_key().public_bytes_raw().hex()))
     if secrets.committee:
-        facts.append(("generation", secrets.instance(deployment.id).generation.hex()))
+        facts.append(("generation", secrets.instance(deployment.id, counter).generation.hex()))
     for name, value in facts:
         click.echo(f"  {name:<14} {value}")
     if role is Role.SERVER and len(config.operators) < 3:
@@ -135,6 +165,8 @@ def _command(role: Role) -> click.Command:
     def command(**values: Any) -> None:
         sys.exit(start(role, Path("/"), values))
 
+    if role is Role.SERVER:
+        return recovery_option(command)
     return cover_options(command) if role is Role.CLIENT else command
 
 

@@ -141,6 +141,13 @@ def metrics_option(command: F) -> F:
     return _option("metrics", address, "Serve Prometheus metrics there, as host:port.")(command)
 
 
+def recovery_option(command: F) -> F:
+    """What leads a server into any generation but the first."""
+    return _option("recovery", FILE, "What `zipnet admin recover` made, after the log was lost.")(
+        command
+    )
+
+
 def cover_options(command: F) -> F:
     """What a client says by itself."""
     cadence = _option("cadence", duration, "Say it so often.")

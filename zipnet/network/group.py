@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from zipnet import ids
-from zipnet.committee.bodies import SIGN_CHECKPOINT, Checkpoint
+from zipnet.committee.bodies import SIGN_CHECKPOINT, Checkpoint, Recover
+from zipnet.committee.commands import Command
 from zipnet.committee.events import Applied, CheckpointDue, CheckpointSigned
 from zipnet.committee.machine import Machine
 from zipnet.committee.snapshot import digest as state_digest
@@ -33,7 +34,7 @@ from zipnet.errors import (
 )
 from zipnet.network.base import Blobs, Entry, Log, Network, Table
 from zipnet.network.places import Places
-from zipnet.operators import follow
+from zipnet.operators import RecoveryDocument, follow
 from zipnet.protocol.codec import Reader
 from zipnet.protocol.header import NO_HASH
 from zipnet.protocol.instance import Instance
@@ -185,10 +186,12 @@ class Group:
         connect: Callable[
             [Machine], tuple[Callable[[int, bytes], Applied], Callable[[Applied], None]]
         ],
+        begin: Machine | None = None,
     ) -> Group:
         """A replica at the newest checkpoint, or at the beginning of the log.
 
         `known` is the tip that this node kept. `connect` gives the callbacks for the machine.
+        `begin` is the machine before the first entry, where this is not the first generation.
         Raises LogBroken if the log does not reach or contain it, EngineError.
         """
         places = Places.of(instance.deployment_id)
@@ -198,7 +201,7 @@ class Group:
         first, last = await log.bounds()
         if last < known.seq:
             raise _broken("the log is shorter than this node knows it", known.seq, last)
-        machine = Machine.genesis(rules, instance)
+        machine = begin or Machine.genesis(rules, instance)
         pointer = await table.get(LATEST)
         if pointer is not None and pointer.value is not None:
             found = Pointer.decode(pointer.value)
@@ -305,6 +308,8 @@ class Group:
         applied = self._apply(entry.seq, entry.data)
         self.tip = Tip(entry.seq, self.machine.state.head)
         _check_chain(self.tip, known)
+        if applied.rule == "command.recover":
+            _check_begun(self.machine, entry.data)
         for event in applied.events:
             if isinstance(event, CheckpointDue):
                 self._due = {event.seq: event.snapshot}
@@ -325,6 +330,9 @@ class Group:
             known = self._results.get(seq)
             if known is None or known[0].hex() == digest:
                 return seq
+        _, last = await self._log.bounds()
+        if last < self.tip.seq:
+            raise _broken("the log was replaced by a shorter one", self.tip.seq, last)
         raise EngineError(
             "all keys of a command are taken by other entries",
             rule="execute.key",
@@ -384,6 +392,35 @@ def _check_chain(tip: Tip, known: Tip) -> None:
             got=tip.head.hex(),
             rule="log.chain",
             hint="somebody rewrote the log; see `zipnet admin recover`",
+        )
+
+
+def _check_begun(machine: Machine, raw: bytes) -> None:
+    """Stop a node that knows nothing of what came before the log, where there was something.
+
+    Not after a recovery: then this node knows, and the document is another server's. Raises
+    LogBroken.
+    """
+    state = machine.state
+    if state.recovering or state.counter:
+        return
+    try:
+        body = Command.decode(raw).body
+        if not isinstance(body, Recover):
+            return
+        document = RecoveryDocument.verify(body.document, state.operators)
+    except ZipnetError:
+        return  # anybody may write such a thing
+    if (document.deployment_id, document.new_generation) == (
+        state.instance.deployment_id,
+        state.instance.generation,
+    ):
+        raise LogBroken(
+            "this generation begins with a checkpoint that this node has not got",
+            expected=f"checkpoint {document.checkpoint.hex()}",
+            got="nothing",
+            rule="recovery.missing",
+            hint="start it with --recovery FILE, which `zipnet admin recover` has made",
         )
 
 

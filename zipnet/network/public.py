@@ -168,6 +168,11 @@ def node_topic(peer: bytes) -> str:
     return f"node.{peer.hex()[:16]}"
 
 
+def card_key(instance: Instance, server_id: bytes) -> str:
+    """Where a server's card is. One for each generation, since endorsements are for one."""
+    return f"{instance.generation.hex()}/{server_id.hex()}"
+
+
 def receipts_key(round_number: int, leaf: int) -> str:
     """Where the receipts of a round at the leaf of this place in the tree are, in their table."""
     return f"{round_number}/{leaf}"

@@ -151,6 +151,37 @@ class UnsafePlainState:
             raise
         return cls(slots, record)
 
+    @classmethod
+    def next_generation(
+        cls,
+        path: Path,
+        role: Role,
+        old: Instance,
+        new: Instance,
+        sync: Callable[[int], None] = os.fsync,
+    ) -> UnsafePlainState:
+        """The state at `path`, taken from generation `old` into `new`; this boot is counted.
+
+        The keys stay. Guard and tip begin anew, as the log and all epoch keys do. A state that is
+        in `new` already is opened as it is. Raises as `open`, but makes no state.
+        """
+        slots = _own_file(path, sync)
+        try:
+            raw = slots.read() or b""
+            try:
+                record = _known(raw, path, role, new)
+            except StateDamaged as error:
+                if error.rule != "state.instance" or old.deployment_id != new.deployment_id:
+                    raise
+                record = _known(raw, path, role, old)
+                record = replace(record, binding=new.binding, tip=Tip(), guard=b"")
+            record = replace(record, boot=record.boot + 1)
+            slots.write(record.encode())
+        except BaseException:
+            slots.close()
+            raise
+        return cls(slots, record)
+
     @property
     def identity(self) -> Identity:
         """The keys that name this node."""

@@ -207,12 +207,13 @@ class ClientRole:
         try:
             await self._ask_any(Ask.REGISTER, body)
         except Protocol as error:
-            if error.rule != "epoch-key.epoch":
-                raise
-            # An epoch has begun since this client looked: once more, with a key for the next.
-            self._view = await self._lookout.find(self._now, self._set.connect_s)
-            await asyncio.sleep(POLL)
-            return await self._register()
+            if error.rule == "epoch-key.epoch":
+                # An epoch has begun since this client looked: once more, for the next one.
+                self._view = await self._lookout.find(self._now, self._set.connect_s)
+                await asyncio.sleep(POLL)
+                return await self._register()
+            if error.rule != "epoch-key.serial":
+                raise  # but this one says that the log has it, and an answer was lost
         self._registration = blake3(body).digest()
         return None
 
@@ -259,7 +260,7 @@ class ClientRole:
                 if old or not status.registered:
                     await self._again()
                 elif refusals:
-                    self._bar(self._turned_away(*refusals[0]))
+                    self._bar(self._view.turned_away(*refusals[0]))
                 elif self._silence_ms() > self._set.config.window.round_deadline_ms:
                     # No rounds: perhaps for a server with which no other signs.
                     self._view = await self._lookout.look(self._now())
@@ -282,14 +283,6 @@ class ClientRole:
     def _heeds(self, server: bytes) -> bool:
         """Whether it matters what this server thinks: not if its operator is waived."""
         return not self._set.waived or server in self._view.servers
-
-    def _turned_away(self, server: bytes, rule: str) -> Attestation:
-        operator = self._view.names.get(server, "an operator not in force")
-        return Attestation(
-            f"the server of {operator} ({server.hex()[:16]}) refuses this client",
-            rule=rule,
-            hint=f"the rule is what that server checked; ask {operator} which list is in force",
-        )
 
     def _refused(self, rule: str, what: str) -> None:
         if rule != self.refusal:

@@ -18,12 +18,12 @@ from attestation.bundle import Bundle, Role
 from attestation.errors import AttestationError
 from attestation.ticket import Beacons
 from zipnet.config import Config
-from zipnet.errors import Attestation, ConnectTimeout, EngineError, Protocol, ZipnetError
+from zipnet.errors import Attestation, ConnectTimeout, EngineError, Protocol, Shutdown, ZipnetError
 from zipnet.ids import server_id
 from zipnet.network import index
 from zipnet.network.base import Blobs, Log, Network, Table
 from zipnet.network.places import Places
-from zipnet.network.public import Card, Notice
+from zipnet.network.public import Card, Notice, card_key
 from zipnet.operators import OperatorSet, chain
 from zipnet.protocol.header import NO_HASH
 from zipnet.protocol.instance import Instance
@@ -49,6 +49,15 @@ class CommitteeView:
     beacons: tuple[bytes, ...]
     next_epoch: int
     expires: datetime
+
+    def turned_away(self, server: bytes, rule: str) -> Attestation:
+        """The error of a client that this server refuses."""
+        operator = self.names.get(server, "an operator not in force")
+        return Attestation(
+            f"the server of {operator} ({server.hex()[:16]}) refuses this client",
+            rule=rule,
+            hint=f"the rule is what that server checked; ask {operator} which list is in force",
+        )
 
 
 class Lookout:
@@ -144,7 +153,7 @@ class Lookout:
         accepted = await self.accepted_list(mine[0].accepted, operators)
         instance = mine[0].instance
         servers = {server_id(n.endorsement.dh_pub): n.endorsement.peer for n in mine}
-        beacons = await self._beacons(mine)
+        beacons = await self._beacons(mine, instance)
         if not beacons:
             raise ConnectTimeout("there is no beacon yet", rule="connect")
         expires = await self._check_cards(mine, wanted, accepted, beacons, instance, now)
@@ -166,6 +175,19 @@ class Lookout:
                     documents = [await self.blobs.get(digest) for digest in notice.documents]
                     sets = chain(self._config, documents)
         return sets
+
+    async def check_generation(self, instance: Instance, operators: OperatorSet) -> None:
+        """Raise Shutdown once the servers of all operators are in another generation."""
+        wanted = tuple(key for key in operators.keys if key not in self._waived)
+        found = {notice.instance for notice in await self._notices(wanted)}
+        if len(found) == 1 and instance not in found:
+            raise Shutdown(
+                "the committee goes on in another generation",
+                expected=instance.generation.hex(),
+                got=found.pop().generation.hex(),
+                rule="generation",
+                hint="connect again, and say again what was never heard of",
+            )
 
     async def absent(self, operators: OperatorSet) -> list[str]:
         """The names of those of whom no server shows itself, waived ones aside."""
@@ -198,8 +220,8 @@ class Lookout:
                 found.append(notice)
         return found
 
-    async def _beacons(self, notices: list[Notice]) -> tuple[bytes, ...]:
-        """The hashes of the last records that the operators' servers signed, the newest last.
+    async def _beacons(self, notices: list[Notice], instance: Instance) -> tuple[bytes, ...]:
+        """The hashes of the generation's last records that servers signed, the newest last.
 
         Not only the servers of today: one that was replaced has signed the beacon with which its
         successor shows that it is new. Before the first record the first beacon counts, as long as
@@ -212,8 +234,9 @@ class Lookout:
             async for entry in records:
                 try:
                     signed = SignedRecord.decode(entry.data)
-                    signed.verify(await self._seats.peers(signed.record.header))
-                    found.append(signed.record.hash)
+                    if signed.record.header.instance == instance:
+                        signed.verify(await self._seats.peers(signed.record.header))
+                        found.append(signed.record.hash)
                 except ZipnetError:
                     pass  # of another committee or forged: no beacon
                 if entry.seq >= last:
@@ -237,7 +260,7 @@ class Lookout:
         admission = self._admission(instance)
         for notice in notices:
             server = server_id(notice.endorsement.dh_pub)
-            item = await self.cards.get(server.hex())
+            item = await self.cards.get(card_key(instance, server))
             name = names[notice.endorsement.operator]
             if item is None or item.value is None:
                 raise ConnectTimeout(f"the server of {name} shows no ticket yet", rule="connect")

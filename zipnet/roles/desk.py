@@ -7,16 +7,19 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from attestation.bundle import Bundle
 from attestation.errors import AttestationError
 from zipnet.committee import bodies
 from zipnet.committee.events import Applied, Verdict
-from zipnet.committee.state import State
+from zipnet.committee.membership import check_client_key
+from zipnet.committee.state import Client, State
 from zipnet.errors import EngineError, Lagged, Refused, ZipnetError
+from zipnet.ids import client_id
 from zipnet.network.base import Blobs, Message
 from zipnet.network.public import Answer, Ask, ClientStatus, Request
 from zipnet.operators import Dismissal
 from zipnet.protocol.codec import Reader
-from zipnet.protocol.roster import EpochKey
+from zipnet.protocol.roster import RESUME, EpochKey
 
 log = logging.getLogger("zipnet.server")
 
@@ -72,6 +75,7 @@ class Desk:
         reader = Reader(request.body, "request", at_most=bodies.MAX_COMMAND)
         body = BODIES[request.ask](reader)
         reader.done()
+        check_request(self._state(), body)
         if isinstance(body, bodies.Register):
             # Whoever judges the client finds its bundle there.
             await self._blobs.put(request.body)
@@ -107,6 +111,38 @@ class Desk:
         serial = client.next_key.serial if client.next_key else 0
         refusals = tuple(sorted(client.refusals.items()))
         return ClientStatus(True, client.member is not None, serial, refusals)
+
+
+def check_request(state: State, body: bodies.Body) -> None:
+    """Refuse what is not signed by the client that it is about, before it costs a log entry.
+
+    The entry counts against this server's byte quota, and anybody may ask. Raises as the machine
+    would refuse, by the same rules.
+    """
+    match body:
+        case bodies.Register():
+            bundle = Bundle.decode(body.bundle)
+            ticket = bundle.ticket
+            if not bundle.possessed():
+                raise Refused("the bundle is not signed by its peer key", rule="register.pop")
+            check_client_key(state, body.key, client_id(ticket.dh_pub), ticket.peer_id)
+        case bodies.EpochKeys():
+            for key in body.keys:
+                client = _known(state, key.member, "epoch-key.unknown")
+                check_client_key(state, key, client.id, client.peer)
+        case bodies.ResumeNode():
+            client = _known(state, body.node, "resume.unknown")
+            state.instance.verify(client.peer, body.signature, RESUME, 0, body.statement())
+        case bodies.Retire():
+            client = _known(state, body.client, "client.unknown")
+            statement = body.client + body.registration
+            state.instance.verify(client.peer, body.signature, bodies.RETIRE, 0, statement)
+
+
+def _known(state: State, client: bytes, rule: str) -> Client:
+    if client not in state.clients:
+        raise Refused("no client has this id", got=client.hex(), rule=rule)
+    return state.clients[client]
 
 
 def _epoch_key(reader: Reader) -> bodies.Body:

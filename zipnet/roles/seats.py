@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from zipnet.config import Config
 from zipnet.errors import ConnectTimeout, Refused
 from zipnet.ids import server_id
-from zipnet.network.public import Card
+from zipnet.network.public import Card, card_key
 from zipnet.operators import Endorsement, OperatorSet
 from zipnet.protocol.header import Header
 
@@ -79,7 +79,7 @@ class Seats:
         return self._known[1]
 
     async def _card(self, header: Header, server: bytes) -> Endorsement:
-        item = await self._lookout.cards.get(server.hex())
+        item = await self._lookout.cards.get(card_key(header.instance, server))
         if item is None or item.value is None:
             raise Refused(
                 "a server of the header has no card in the registry",

@@ -18,6 +18,7 @@ from blake3 import blake3
 
 from attestation.bundle import Fresh
 from zipnet.committee import bodies
+from zipnet.committee.commands import Command
 from zipnet.committee.events import (
     Applied,
     HeaderLive,
@@ -37,7 +38,8 @@ from zipnet.network.archive import Archive
 from zipnet.network.base import Blobs, Network, Table
 from zipnet.network.group import Group, Tip, checkpoint_signed
 from zipnet.network.places import Places
-from zipnet.network.public import OUTCOME, Card, LiveRound, Notice, server_topic
+from zipnet.network.public import OUTCOME, Card, LiveRound, Notice, card_key, server_topic
+from zipnet.network.recovery import Reopening
 from zipnet.operators import Endorsement
 from zipnet.protocol.guards import ServerGuard, Store
 from zipnet.protocol.header import NO_HASH
@@ -69,6 +71,7 @@ class ServerSettings:
     """What a server needs beside its network. `clock` gives Unix milliseconds.
 
     `guard` and `tip` are what `store` has kept of an earlier boot; `seen` hears of each new tip.
+    `recovery` leads into any generation but the first.
     """
 
     admission: Admission
@@ -83,6 +86,7 @@ class ServerSettings:
     guard: ServerGuard | None = None
     seen: Callable[[Tip], None] = _forget
     trees: tuple[AggregatorTree, ...] = ()
+    recovery: Reopening | None = None
 
 
 class Server:
@@ -108,8 +112,10 @@ class Server:
     async def run(self) -> None:
         """Join, and serve rounds. Raises what stops this server."""
         config, instance = self._set.admission.config, self._set.admission.instance
+        rules, recovery = Rules.of(config), self._set.recovery
+        begin = recovery.machine(rules, instance.deployment_id) if recovery else None
         self.group = await Group.open(
-            self._network, Rules.of(config), instance, self._set.tip, self._connect
+            self._network, rules, instance, self._set.tip, self._connect, begin
         )
         name = self._places
         self._live: Table = await self._network.table(name.live)
@@ -142,6 +148,8 @@ class Server:
             tasks.create_task(self.group.run(self._set.tip))
             await self._catch_up()
             async with channel.listen(server_topic(self.core.id)) as requests:
+                if self._set.recovery is not None:
+                    await self._recover(self._set.recovery.document)
                 await self._join()
                 tasks.create_task(self._publish())
                 tasks.create_task(self.judge.run())
@@ -153,7 +161,13 @@ class Server:
     ) -> tuple[Callable[[int, bytes], Applied], Callable[[Applied], None]]:
         s = self._set
         self.core = ServerCore(
-            machine, s.ticketing.identity, store=s.store, xor=s.xor, draw=s.draw, guard=s.guard
+            machine,
+            s.ticketing.identity,
+            store=s.store,
+            xor=s.xor,
+            draw=s.draw,
+            guard=s.guard,
+            instance=s.admission.instance,
         )
         return self.core.apply, self._on_applied
 
@@ -161,6 +175,25 @@ class Server:
         log_ = await self._network.log(self._places.log(self._set.admission.instance))
         _, last = await log_.bounds()
         await self.group.wait(last, 600.0)
+
+    async def _recover(self, document: bytes) -> None:
+        """Begin the generation, unless another server has begun it. Raises Refused."""
+        state, instance = self.state, self._set.admission.instance
+        if not state.recovering:
+            return
+        raw = Command.make(
+            self._set.ticketing.identity.signing,
+            instance,
+            bodies.Recover(document),
+            round_number=0,
+            seq=state.seq,
+            head=state.head,
+            clock_ms=self._set.clock(),
+        )
+        applied = await self._execute(raw)
+        if state.recovering:
+            raise Refused(f"the recovery is refused: {applied.detail}", rule=applied.rule)
+        log.info("generation %d begins: %s", state.counter, state.instance.generation.hex()[:16])
 
     async def _join(self) -> None:
         raw = self.core.join(self._set.endorsement, self._set.clock())
@@ -251,7 +284,8 @@ class Server:
             if self.state.next_round - carded >= CARD_ROUNDS and beacons(self.state):
                 carded = self.state.next_round
                 card = Card(self._set.endorsement, self._beaconed())
-                await self._put(self._cards, self.core.id.hex(), card.encode())
+                key = card_key(self.state.instance, self.core.id)
+                await self._put(self._cards, key, card.encode())
             try:
                 async with asyncio.timeout(0.25):
                     what = await self._todo.get()

@@ -31,6 +31,7 @@ from zipnet.protocol import guards
 from zipnet.protocol.aggregate import Aggregate
 from zipnet.protocol.guards import Answer, ServerGuard, Store
 from zipnet.protocol.header import NO_HASH
+from zipnet.protocol.instance import Instance
 from zipnet.protocol.keyring import KeyRing
 from zipnet.protocol.pads import KeystreamXor
 from zipnet.protocol.precompute import RoundPads
@@ -78,6 +79,7 @@ class ServerCore:
         guard: ServerGuard | None = None,
         keyring: KeyRing | None = None,
         restarted: bool = False,
+        instance: Instance | None = None,
     ) -> None:
         self.machine = machine
         self.id = server_id(identity.dh_pub)
@@ -90,7 +92,8 @@ class ServerCore:
         self._store = store
         self._xor = xor
         self._draw = draw
-        binding = machine.state.instance.binding
+        # Until its Recover is applied a machine is in the generation before.
+        binding = (instance or machine.state.instance).binding
         self._guard = guard or ServerGuard(binding)
         guards.check_binding(self._guard, binding)
         self._restarted = restarted

@@ -112,6 +112,36 @@ def test_an_identity_lasts(path: Path) -> None:
         again.close()
 
 
+def test_an_identity_goes_into_the_next_generation(path: Path) -> None:
+    new = Instance(INSTANCE.deployment_id, h("next"))
+
+    def moved(old: Instance = INSTANCE, into: Instance = new) -> UnsafePlainState:
+        return UnsafePlainState.next_generation(path, Role.SERVER, old, into)
+
+    first = opened(path)
+    first.seen(Tip(5, h("head 5")))
+    sign_header_once(ServerGuard(INSTANCE.binding), 1, h("header"), first)
+    peer = first.identity.peer
+    first.close()
+    with refused(StateDamaged, "state.instance"):
+        moved(OTHER_INSTANCE)
+    with refused(StateDamaged, "state.instance"):
+        moved(INSTANCE, Instance(h("another"), new.generation))
+    # Also by who does not know that it was done.
+    for boot in (2, 3):
+        after = moved()
+        assert (after.identity.peer, after.boot_epoch) == (peer, boot)
+        if boot == 2:
+            assert (after.tip, after.server_guard) == (Tip(), None)
+        guard, _ = sign_header_once(ServerGuard(new.binding), boot, h("header"), after)
+        after.close()
+    again = opened(path, instance=new)
+    assert again.server_guard == guard
+    again.close()
+    with refused(StateDamaged, "state.instance"):
+        opened(path)
+
+
 def test_a_guard_brings_the_tip_of_its_moment(path: Path) -> None:
     state = opened(path)
     state.seen(Tip(5, h("head 5")))
