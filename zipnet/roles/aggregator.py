@@ -27,11 +27,12 @@ from zipnet.network.public import (
     receipts_key,
     server_topic,
 )
-from zipnet.protocol.aggregate import Aggregate
+from zipnet.protocol.aggregate import FIXED_BYTES, Aggregate
 from zipnet.protocol.envelope import HEADER_AT, ROUND_AT, envelope_bytes
 from zipnet.protocol.fold import payload_xor
 from zipnet.protocol.instance import Instance
 from zipnet.protocol.receipts import join
+from zipnet.protocol.roster import bitmap_bytes
 from zipnet.protocol.sheet import Sheet
 from zipnet.roles.aggregator_core import AggregatorCore, Receipts
 from zipnet.roles.identity import Draw, Identity
@@ -75,7 +76,7 @@ class AggregatorRole:
         self._draw = draw
         self._max_pending = max_pending
         self._told = 0  # the last round whose receipts are made
-        self._early: list[Message] = []  # from clients that saw the live header before this node
+        self._early: list[Message] = []  # from those that saw the live header before this node
 
     async def run(self) -> None:
         """Fold round after round. Raises what stops this node."""
@@ -204,11 +205,16 @@ class AggregatorRole:
                 log.warning("submissions were lost: %s", error)
 
     def _is_early(self, data: bytes) -> bool:
-        """Whether this is an envelope of a later round, and there is room to keep it for that."""
-        size = envelope_bytes(self._config.shape)
+        """Whether this is for a later round, and there is room to keep it for that.
+
+        Envelopes and aggregates begin alike. A child may have seen the live header first.
+        """
+        shape, clients = self._config.shape, self._config.window.max_clients
+        sum_bytes = FIXED_BYTES + bitmap_bytes(clients) + shape.payload_bytes
+        size = max(envelope_bytes(shape), sum_bytes)
         number = int.from_bytes(data[ROUND_AT:HEADER_AT], "big")
         room = len(self._early) < self._max_pending // size
-        return len(data) == size and number > self._round and room
+        return HEADER_AT <= len(data) <= size and number > self._round and room
 
     async def _answer(self, message: Message) -> None:
         answer = Answer()
