@@ -133,7 +133,7 @@ class ClientRole:
         """Return when the committee checked out, and has the registration."""
         await self._ready.wait()
         if self._over:
-            raise Shutdown("the client has ended")
+            raise Shutdown("the client has ended", rule="ended")
 
     async def send(self, datum: bytes) -> Told:
         """Put a datum into a round, and wait for what becomes of it.
@@ -190,7 +190,7 @@ class ClientRole:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(
-                    Shutdown("the client ended before the message's outcome was known")
+                    Shutdown("the client ended before the outcome was known", rule="ended")
                 )
         self._waiting.clear()
 

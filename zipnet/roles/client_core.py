@@ -146,7 +146,8 @@ class ClientCore:
     ) -> Sealed | None:
         """Check the live round and seal it once; None if this client stays away from it.
 
-        Guard and ratchet are in the store before this returns. Raises Refused and GuardRefused:
+        The guard is in the store before this returns; pairs are kept in memory only, and a boot
+        that has lost them needs a new epoch key. Raises Refused and GuardRefused:
         then nothing may leave, and the reason is for the user to read.
         """
         header = live.header

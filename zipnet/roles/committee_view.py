@@ -274,7 +274,9 @@ class Lookout:
                 )
             except (AttestationError, ZipnetError) as error:
                 if error.rule == "beacon":
-                    raise ConnectTimeout(f"the ticket of {name}'s server is old") from error
+                    raise ConnectTimeout(
+                        f"the ticket of {name}'s server is old", rule="beacon"
+                    ) from error
                 raise Attestation(
                     f"the server of operator {name} is not to be trusted: {error.message}",
                     expected=error.expected,

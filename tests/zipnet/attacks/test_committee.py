@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from tests.simulator.attacker import equivocations
+from tests.simulator.attacker import equivocations, read, server_pads
 from tests.simulator.nodes import Site
 from tests.simulator.world import Bus, World
-from tests.zipnet.attacks.support import SECRET, about_to_speak, needing, refused
+from tests.zipnet.attacks.support import SECRET, about_to_speak, needing, no_check, refused
 from zipnet.committee import bodies
 from zipnet.committee.events import Event, ServerSuspended, Verdict
 from zipnet.committee.state import Ending, Status
 from zipnet.config import Config
 from zipnet.errors import LogBroken, Refused
+from zipnet.roles import client_core
 
 
 def status(world: World, site: Site) -> Status:
@@ -51,6 +52,30 @@ def test_a_majority_suspends_an_honest_server_and_clients_stay_away() -> None:
     assert waiving.refusal == ""
     # One alone is too few to be unblinded: those who waive need company.
     assert world.submit(world.fold()).rule == "aggregate.min-participants"
+
+
+def test_a_timed_out_honest_server_leaves_clients_to_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two servers suspend the third, and read whoever goes on without it."""
+    world = World(79, config=needing(2)).start()
+    world.round()
+    silenced(world, world.sites[0])
+    user, other = world.users[:2]
+    with monkeypatch.context() as patched:
+        patched.setattr(client_core, "check_header", no_check)
+        about_to_speak(world, user)
+        current = world.current
+        colluding = [
+            server_pads(site, current.header, current.sheet.resumes) for site in world.sites[1:]
+        ]
+        careless = world.seal_one(user)
+    assert world.sites[0].id not in current.header.servers
+    assert careless is not None
+    assert SECRET in read(careless, colluding, current.header.shape)
+    # One that checks seals nothing without the server of each operator.
+    with refused(Refused, "header.operator-missing"):
+        other.core.seal(world.header, current.sheet, current.tree, world.state.operators)
 
 
 def test_clients_that_waive_an_operator_go_on_without_it() -> None:

@@ -56,7 +56,7 @@ class LocalHarness:
         path.write_bytes(path.read_bytes() + b"\0")
 
     async def cut(self, network: Network) -> None:
-        raise NotImplementedError
+        raise AssertionError(f"{network}: {self.lacks}")
 
     async def close(self) -> None:
         handles, self._handles = self._handles, []
