@@ -138,6 +138,23 @@ class Register:
 
 
 @dataclass(frozen=True, slots=True)
+class Renew:
+    """A newer bundle of a registered client, which stays where it is meanwhile."""
+
+    KIND: ClassVar[int] = 23
+    bundle: bytes
+
+    def encode(self) -> bytes:
+        """u16 length, bundle."""
+        return sized(self.bundle, 2)
+
+    @classmethod
+    def read(cls, reader: Reader) -> Renew:
+        """Raises WireFormatError."""
+        return cls(reader.sized(2, MAX_BUNDLE))
+
+
+@dataclass(frozen=True, slots=True)
 class EpochKeys:
     """Members' keys for the next epoch."""
 
@@ -448,14 +465,14 @@ class Recover:
 Body: TypeAlias = (
     Join | Leave | Suspend | ResumeNode | ChangeOperators | Register | EpochKeys | Vouch | Refuse
     | Retire | ProposeHeader | SignHeader | SubmitAggregate | CommitPartial | RevealPartial
-    | SignRecord | TimeoutRound | RotateAllowList | Assign | Tick | Checkpoint | Recover
+    | SignRecord | TimeoutRound | RotateAllowList | Assign | Tick | Checkpoint | Recover | Renew
 )  # fmt: skip
 BODIES: dict[int, Callable[[Reader], Body]] = {
     body.KIND: body.read
     for body in (
         Join, Leave, Suspend, ResumeNode, ChangeOperators, Register, EpochKeys, Vouch, Refuse,
         Retire, ProposeHeader, SignHeader, SubmitAggregate, CommitPartial, RevealPartial,
-        SignRecord, TimeoutRound, RotateAllowList, Assign, Tick, Checkpoint, Recover,
+        SignRecord, TimeoutRound, RotateAllowList, Assign, Tick, Checkpoint, Recover, Renew,
     )
 }  # fmt: skip
 ABOUT_A_ROUND = frozenset(

@@ -7,13 +7,14 @@ from operator import attrgetter
 
 from blake3 import blake3
 
-from attestation.ticket import Bundle, Role
+from attestation.bundle import Bundle, Role, Ticket
 from zipnet.committee.bodies import (
     RETIRE as SIGN_RETIRE,
 )
 from zipnet.committee.bodies import (
     Refuse,
     Register,
+    Renew,
     Retire,
     Vouch,
 )
@@ -34,27 +35,18 @@ from zipnet.ids import client_id
 from zipnet.protocol.header import NO_HASH
 from zipnet.protocol.pads import check_point
 
+# Between two tickets of a client, at least: each is kilobytes in the log.
+RENEW_ROUNDS = 2
 
-def registration_digest(body: Register) -> bytes:
+
+def registration_digest(body: Register | Renew) -> bytes:
     """What vouchers name: BLAKE3 of the command's body, by which the archive has it too."""
     return blake3(body.encode()).digest()
 
 
 def register(state: State, command: Command, body: Register) -> list[Event]:
     """A client is entered, unvouched; a known one starts anew with the next epoch."""
-    bundle = Bundle.decode(body.bundle)
-    ticket = bundle.ticket
-    if ticket.role is not Role.CLIENT:
-        raise refused("register.role", "only clients register", got=ticket.role.name.lower())
-    if ticket.deployment_id != state.instance.deployment_id:
-        raise refused(
-            "register.deployment",
-            "the ticket is for another deployment",
-            expected=state.instance.deployment_id.hex(),
-            got=ticket.deployment_id.hex(),
-        )
-    if not bundle.possessed():
-        raise refused("register.pop", "the bundle is not signed by the key of its ticket")
+    ticket = _ticket(state, body.bundle)
     check_point(ticket.dh_pub)
     new_id = client_id(ticket.dh_pub)
     old = state.clients.get(new_id)
@@ -75,6 +67,29 @@ def register(state: State, command: Command, body: Register) -> list[Event]:
     if old is not None:
         client.resume_serial, client.resumes = old.resume_serial, old.resumes
     state.clients[new_id] = client
+    return []
+
+
+def renew(state: State, command: Command, body: Renew) -> list[Event]:
+    """A client shows a newer ticket, and stays in while the vouchers for the older one last.
+
+    Nothing is gained by that: these would have lasted without the renewal.
+    """
+    ticket = _ticket(state, body.bundle)
+    client = _known(state, client_id(ticket.dh_pub))
+    if client.peer != ticket.peer_id:
+        raise refused("register.peer", "another peer has registered this identity key")
+    if state.next_round - client.registered_round < RENEW_ROUNDS:
+        raise refused(
+            "renew.soon",
+            "the client has just registered",
+            expected=f"{RENEW_ROUNDS} rounds between two tickets of a client",
+            got=str(state.next_round - client.registered_round),
+            hint="keep the present ticket for longer",
+        )
+    client.registration = registration_digest(body)
+    client.registered_round = state.next_round
+    client.carrier = state.servers[command.author].id
     return []
 
 
@@ -104,7 +119,7 @@ def vouch(state: State, command: Command, body: Vouch) -> list[Event]:
     if len({client.id for client in clients}) != len(clients) or not clients:
         raise refused("vouch.batch", "one client or more, each once")
     for client, voucher in zip(clients, body.vouchers, strict=True):
-        client.vouchers[author] = Voucher(voucher.not_after, voucher.platform)
+        client.vouchers[author] = Voucher(voucher.registration, voucher.not_after, voucher.platform)
         client.refusals.pop(author, None)
         wait_for_epoch(state, client)
     return []
@@ -166,6 +181,24 @@ def drop_stale(state: State) -> None:
         young = state.next_round - client.registered_round <= PENDING_ROUNDS
         if not young and not any(v.not_after > now for v in client.vouchers.values()):
             del state.clients[client.id]
+
+
+def _ticket(state: State, raw: bytes) -> Ticket:
+    """The ticket of a client's bundle, of this deployment and signed by its peer key."""
+    bundle = Bundle.decode(raw)
+    ticket = bundle.ticket
+    if ticket.role is not Role.CLIENT:
+        raise refused("register.role", "only clients register", got=ticket.role.name.lower())
+    if ticket.deployment_id != state.instance.deployment_id:
+        raise refused(
+            "register.deployment",
+            "the ticket is for another deployment",
+            expected=state.instance.deployment_id.hex(),
+            got=ticket.deployment_id.hex(),
+        )
+    if not bundle.possessed():
+        raise refused("register.pop", "the bundle is not signed by the key of its ticket")
+    return ticket
 
 
 def _fits(client: Client, servers: list[bytes], taken: dict[bytes, int], limit: int) -> bool:

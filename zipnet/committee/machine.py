@@ -54,6 +54,7 @@ HANDLERS: dict[type, Handler] = {
     bodies.ChangeOperators: membership.change_operators,
     bodies.EpochKeys: membership.epoch_keys,
     bodies.Register: clients.register,
+    bodies.Renew: clients.renew,
     bodies.Vouch: clients.vouch,
     bodies.Refuse: clients.refuse,
     bodies.Retire: clients.retire,

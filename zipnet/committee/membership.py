@@ -21,13 +21,14 @@ from zipnet.committee.state import (
     Server,
     State,
     Status,
+    may_resume,
     refused,
 )
 from zipnet.committee.voting import count_out, wait_for_epoch
 from zipnet.ids import server_id
 from zipnet.operators import OperatorDocument
 from zipnet.protocol.pads import check_point
-from zipnet.protocol.roster import MAX_RESUMES, RESUME, EpochKey, Resume
+from zipnet.protocol.roster import RESUME, EpochKey, Resume
 
 
 def join(state: State, command: Command, body: Join) -> list[Event]:
@@ -125,7 +126,7 @@ def resume(state: State, command: Command, body: ResumeNode) -> list[Event]:
             got=str(body.serial),
             hint="a clone of the node may be running",
         )
-    if node.resumes >= RESUMES_PER_ROUND or len(state.epoch.resumes) >= MAX_RESUMES:
+    if not may_resume(state, node):
         raise refused(
             "resume.quota",
             "too many Resumes before the next header",

@@ -62,7 +62,7 @@ from zipnet.protocol.sheet import MAX_SHEET, Sheet
 from zipnet.protocol.tree import MAX_TREE_BYTES, AggregatorTree
 
 STATE = "zipnet/state/v2"
-MAGIC = b"zipnet state 2\n"
+MAGIC = b"zipnet state 3\n"
 MAX_SNAPSHOT = 1 << 30
 
 T = TypeVar("T")
@@ -273,6 +273,14 @@ def _read_server(reader: Reader) -> Server:
     )
 
 
+def _voucher(value: Voucher) -> bytes:
+    return value.registration + _u64(value.not_after) + value.platform
+
+
+def _read_voucher(reader: Reader) -> Voucher:
+    return Voucher(reader.take(32), reader.u64(), reader.take(32))
+
+
 def _client(value: Client) -> bytes:
     return b"".join(
         (
@@ -286,7 +294,7 @@ def _client(value: Client) -> bytes:
             _maybe(value.next_key, EpochKey.encode),
             _many(
                 sorted(value.vouchers.items()),
-                lambda item: item[0] + _u64(item[1].not_after) + item[1].platform,
+                lambda item: item[0] + _voucher(item[1]),
             ),
             _many(sorted(value.refusals.items()), lambda item: item[0] + text(item[1])),
             _u64(value.waiting_since),
@@ -307,7 +315,7 @@ def _read_client(reader: Reader) -> Client:
         reader.u64(),
         _read_maybe(reader, EpochKey.read),
         _read_maybe(reader, EpochKey.read),
-        dict(reader.many(4, MAX_SERVERS, lambda r: (r.take(32), Voucher(r.u64(), r.take(32))))),
+        dict(reader.many(4, MAX_SERVERS, lambda r: (r.take(32), _read_voucher(r)))),
         dict(reader.many(4, MAX_SERVERS, lambda r: (r.take(32), r.text(MAX_RULE)))),
         reader.u64(),
         reader.u64(),

@@ -16,7 +16,7 @@ from zipnet.operators import Endorsement, OperatorSet
 from zipnet.protocol.header import NO_HASH, Header
 from zipnet.protocol.instance import Instance
 from zipnet.protocol.record import SignedRecord
-from zipnet.protocol.roster import EpochKey, Resume
+from zipnet.protocol.roster import MAX_RESUMES, EpochKey, Resume
 from zipnet.protocol.shape import Shape
 from zipnet.protocol.sheet import Sheet
 from zipnet.protocol.tree import AggregatorTree
@@ -105,8 +105,9 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Voucher:
-    """A server's word for a client, until `not_after` (Unix seconds)."""
+    """A server's word for a client's registration, until `not_after` (Unix seconds)."""
 
+    registration: bytes
     not_after: int
     platform: bytes
 
@@ -257,6 +258,11 @@ class State:
     def next_epoch(self) -> int:
         """The epoch that members' next keys are for."""
         return self.epoch.number + 1
+
+
+def may_resume(state: State, node: Server | Client) -> bool:
+    """Whether there is room for one more Resume of this node before the next header."""
+    return node.resumes < RESUMES_PER_ROUND and len(state.epoch.resumes) < MAX_RESUMES
 
 
 def refused(

@@ -6,7 +6,16 @@ from enum import StrEnum
 
 from zipnet.committee.epochs import epoch_of_next_header
 from zipnet.committee.rounds import participants, signed_header
-from zipnet.committee.state import BEACONS, MAX_LEAD_MS, Phase, Round, Server, State, Status
+from zipnet.committee.state import (
+    BEACONS,
+    MAX_LEAD_MS,
+    Phase,
+    Round,
+    Server,
+    State,
+    Status,
+    may_resume,
+)
 from zipnet.errors import CommandRefused
 from zipnet.protocol.header import NO_HASH, SignedHeader
 
@@ -81,7 +90,8 @@ def duties(state: State, peer: bytes, clock_ms: int) -> list[Duty]:
         return []
     if server.status is Status.SUSPENDED:
         # While it could sign no header it would only hold up the others.
-        return [] if clock_trouble(state, server, clock_ms) else [Duty.RESUME]
+        silent = clock_trouble(state, server, clock_ms) or not may_resume(state, server)
+        return [] if silent else [Duty.RESUME]
     ahead = clock_ms - state.time_ms > MAX_LEAD_MS
     if ahead:
         ticked = server.clock_ms > clock_ms - MAX_LEAD_MS

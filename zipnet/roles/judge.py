@@ -150,7 +150,8 @@ class Judge:
                 again = end - EARLY_S if now < end - EARLY_S else end
                 self._judged[client.id] = client.registration, accepted.number, again
                 before = client.vouchers.get(self._id)
-                if before is None or before.not_after != end:
+                said = (client.registration, end)
+                if before is None or (before.registration, before.not_after) != said:
                     vouchers.append(verdict)
             if len(vouchers) >= BATCH:
                 await self._say(bodies.Vouch(tuple(vouchers)))
@@ -165,12 +166,14 @@ class Judge:
             raw = await self._blobs.get(client.registration)
         except EngineError:
             return None
-        body = bodies.Register.read(Reader(raw, "registration", at_most=len(raw)))
+        # A registration and a renewal both begin with the bundle.
+        reader = Reader(raw, "registration", at_most=len(raw))
+        bundle = Bundle.decode(reader.sized(2, bodies.MAX_BUNDLE))
         before = client.vouchers.get(self._id)
-        bundle = Bundle.decode(body.bundle)
         try:
             # Who was let in with a beacon of then stays until the ticket ends.
-            fresh = {bundle.ticket.fresh} if before else beacons(self._state())
+            again = before is not None and before.registration == client.registration
+            fresh = {bundle.ticket.fresh} if again else beacons(self._state())
             expiry = self._admission.validate(
                 bundle, Role.CLIENT, accepted, Beacons(frozenset(fresh)), self._now()
             )

@@ -23,7 +23,7 @@ from zipnet.committee.events import (
     Verdict,
 )
 from zipnet.committee.machine import Machine
-from zipnet.committee.state import Round, Server
+from zipnet.committee.state import Round, Server, may_resume
 from zipnet.committee.views import Duty, duties
 from zipnet.ids import server_id
 from zipnet.operators import Endorsement
@@ -179,7 +179,7 @@ class ServerCore:
             return []
         wanted = duties(state, self._identity.peer, clock_ms)
         if self._restarted or self._resuming:
-            wanted = [Duty.RESUME]
+            wanted = [Duty.RESUME] if may_resume(state, server) else []
         elif server.next_key and server.next_key.key != self.keyring.key(state.next_epoch()):
             wanted.append(Duty.POST_KEY)  # the log has one whose secret a restart has lost
         found = []

@@ -44,6 +44,37 @@ def bundle_that_is_none(world: World) -> bytes:
     return registers(world, b"", key_of(world, world.users[0]))
 
 
+def renews(world: World, user: User, bundle: bytes) -> bytes:
+    return command(world, world.sites[0], bodies.Renew(bundle))
+
+
+@case("renew.soon")
+def renewal_of_a_client_that_has_just_registered(world: World) -> bytes:
+    user = world.users[0]
+    return renews(world, user, user.bundle)
+
+
+@case("client.unknown")
+def renewal_of_a_stranger(world: World) -> bytes:
+    user = world.user()
+    return renews(world, user, user.bundle)
+
+
+@case("register.peer")
+def renewal_by_another_peer(world: World) -> bytes:
+    user, other = world.users[0], world.users[1]
+    ticket = replace(Bundle.decode(user.bundle).ticket, peer_id=other.identity.peer)
+    return renews(world, user, Bundle.sign(ticket, b"", other.identity.signing).encode())
+
+
+@case("register.pop")
+def renewal_with_a_copied_ticket(world: World) -> bytes:
+    user = world.users[0]
+    ticket = Bundle.decode(user.bundle).ticket
+    stolen = replace(Bundle.sign(ticket, b"", user.identity.signing), signature=bytes(64))
+    return renews(world, user, stolen.encode())
+
+
 @case("register.role")
 def registration_of_a_server(world: World) -> bytes:
     user = world.user()

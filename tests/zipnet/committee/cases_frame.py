@@ -73,7 +73,7 @@ def kind_zero(world: World) -> bytes:
 
 @case("command.kind")
 def kind_beyond(world: World) -> bytes:
-    return resigned(world, overwritten(tick(world), 2, b"\x17"))
+    return resigned(world, overwritten(tick(world), 2, b"\x18"))
 
 
 @case("command.round")

@@ -43,6 +43,7 @@ KINDS: dict[type, st.SearchStrategy[Body]] = {
     bodies.ResumeNode: st.builds(bodies.ResumeNode, IDS, IDS, NUMBERS, SIGNATURES),
     bodies.ChangeOperators: st.builds(bodies.ChangeOperators, BLOBS),
     bodies.Register: st.builds(bodies.Register, BLOBS, EPOCH_KEYS),
+    bodies.Renew: st.builds(bodies.Renew, BLOBS),
     bodies.EpochKeys: st.builds(bodies.EpochKeys, up_to(4, EPOCH_KEYS)),
     bodies.Vouch: st.builds(bodies.Vouch, up_to(4, VOUCHERS)),
     bodies.Refuse: st.builds(bodies.Refuse, IDS, TEXTS),

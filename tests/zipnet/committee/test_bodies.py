@@ -53,7 +53,7 @@ def test_whatever_can_be_read_is_in_its_one_form(kind: int, raw: bytes) -> None:
 
 
 def test_every_kind_has_its_own_number_and_is_tested_here() -> None:
-    assert sorted(READERS) == list(range(1, 23))
+    assert sorted(READERS) == list(range(1, 24))
     assert {kind.KIND for kind in KINDS} == set(READERS)  # type: ignore[attr-defined]
 
 
@@ -71,6 +71,7 @@ def test_sizes_are_as_documented() -> None:
     [
         (bodies.ChangeOperators, 4, bodies.MAX_DOCUMENT),
         (bodies.Register, 2, bodies.MAX_BUNDLE),
+        (bodies.Renew, 2, bodies.MAX_BUNDLE),
         (bodies.SubmitAggregate, 4, bodies.MAX_COMMAND),
         (bodies.RevealPartial, 4, MAX_PAYLOAD),
         (bodies.RotateAllowList, 4, bodies.MAX_DOCUMENT),

@@ -140,7 +140,7 @@ def make_client(number: int, servers: list[bytes]) -> Client:
         number,
         EpochKey(member, 1, 1 << 40, fresh(32), fresh(64)),
         EpochKey(member, 2, 1 << 41, fresh(32), fresh(64)),
-        {server: Voucher(1_900_000_000, bytes(32)) for server in servers},
+        {server: Voucher(bytes(32), 1_900_000_000, bytes(32)) for server in servers},
     )
 
 

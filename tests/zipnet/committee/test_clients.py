@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from attestation.bundle import Bundle
 from tests.simulator.world import User, World
 from tests.zipnet.committee.support import (
     bad,
@@ -67,6 +68,28 @@ def test_a_client_that_registers_anew_starts_anew() -> None:
     assert after.registration != before.registration
     assert (after.member, after.vouchers, after.registered_round) == (None, {}, 2)
     assert (after.resume_serial, after.resumes) == (5, 1)
+
+
+def test_a_client_that_renews_stays_in() -> None:
+    world = reach(started(), Phase.LIVE)
+    user = world.users[0]
+    before = client_of(world)
+    before = replace(before, vouchers=dict(before.vouchers))
+    for _ in range(2):
+        give_up(reach(world, Phase.LIVE))
+    ticket = replace(Bundle.decode(user.bundle).ticket, issued_at=1)
+    renewed = bodies.Renew(Bundle.sign(ticket, b"", user.identity.signing).encode())
+    good(world.say(world.sites[1], renewed))
+    after = client_of(world)
+    assert after.registration == registration_digest(renewed) != before.registration
+    assert after.member == before.member
+    assert after.vouchers == before.vouchers
+    assert after.carrier == world.sites[1].core.id
+    assert user.core.id in roster(world)
+    # A server that does not take the new ticket takes the client out.
+    good(world.say(world.sites[1], bodies.Refuse(user.core.id, "mrtd")))
+    give_up(world)
+    assert user.core.id not in roster(world)
 
 
 def test_vouched_by_all_servers_of_the_header_is_in() -> None:
@@ -220,7 +243,7 @@ def test_a_carrier_has_its_share_and_no_more_above_half_of_the_room() -> None:
     state = state_of(world)
     for site in world.sites:
         for client in site.core.machine.state.clients.values():
-            client.vouchers[world.sites[0].core.id] = Voucher(state.time_ms, bytes(32))
+            client.vouchers[world.sites[0].core.id] = Voucher(bytes(32), state.time_ms, bytes(32))
     good(world.register(more, world.sites[1]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from attestation.bundle import Bundle
 from tests.simulator.world import World, window
 from tests.zipnet.committee.support import bare, resume_node, spare, voucher
 from zipnet.committee import bodies
@@ -126,6 +128,13 @@ class Deployment(RuleBasedStateMachine):
         else:
             self.world.users.append(self.world.user())
 
+    @rule(at=SITES, user=USERS, issued=st.integers(1, 4))
+    def renew(self, at: int, user: int, issued: int) -> None:
+        who = self.world.users[user % len(self.world.users)]
+        ticket = replace(Bundle.decode(who.bundle).ticket, issued_at=issued)
+        bundle = Bundle.sign(ticket, b"", who.identity.signing).encode()
+        self.world.say(self.world.sites[at], bodies.Renew(bundle))
+
     @rule(at=SITES, user=USERS, seconds=st.sampled_from([0, 1, 10, 86_400]))
     def vouch(self, at: int, user: int, seconds: int) -> None:
         client = self.client(user)
@@ -175,7 +184,7 @@ class Deployment(RuleBasedStateMachine):
         self.world.join(self.world.sites[at])
 
     @rule(at=st.integers(1, 2))
-    def replace(self, at: int) -> None:
+    def replace_server(self, at: int) -> None:
         new = spare(self.world, at)
         self.world.sites[at] = new
         self.world.join(new)

@@ -18,7 +18,7 @@ from tests.zipnet.committee.support import (
     world_of,
 )
 from zipnet.committee import bodies
-from zipnet.committee.state import MAX_LEAD_MS, Phase, SignedCheckpoint
+from zipnet.committee.state import MAX_LEAD_MS, RESUMES_PER_ROUND, Phase, SignedCheckpoint
 from zipnet.committee.views import (
     MAX_OFFSET_MS,
     Duty,
@@ -94,6 +94,16 @@ def test_a_suspended_server_is_to_resume() -> None:
     world = started()
     suspend(world)
     assert due(world, 2) == [Duty.RESUME]
+
+
+def test_a_server_that_has_resumed_too_often_waits_for_the_next_header() -> None:
+    world = started()
+    suspend(world)
+    server = state_of(world).servers[world.sites[2].identity.peer]
+    server.resumes = RESUMES_PER_ROUND - 1
+    assert due(world, 2) == [Duty.RESUME]
+    server.resumes = RESUMES_PER_ROUND
+    assert due(world, 2) == []
 
 
 def test_a_server_whose_clock_is_ahead_ticks_once() -> None:
