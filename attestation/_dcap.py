@@ -11,10 +11,9 @@ from itertools import pairwise
 from typing import Any, NoReturn
 
 import dcap_qvl  # type: ignore[import-untyped]
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-from attestation.collateral_format import Certificate, Collateral, Crl, Parsed
+from attestation._genuine import is_issued, is_signed
+from attestation.collateral_format import Certificate, Collateral, Parsed
 from attestation.errors import QuoteRejected
 
 _MAX_SHOWN = 400
@@ -112,15 +111,32 @@ def verify(
     return content
 
 
+def platform(quote: bytes) -> tuple[bytes, str]:
+    """The FMSPC (6 bytes) in the PCK certificate of a quote, and which authority issued it.
+
+    Nothing of it is verified. Raises QuoteRejected (rule `pck-certificate`).
+    """
+    try:
+        parsed = dcap_qvl.parse_quote(quote)
+        return bytes.fromhex(parsed.fmspc()), parsed.ca()
+    except ValueError as error:
+        expected, hint = _RULES["pck-certificate"]
+        raise QuoteRejected(
+            "quote does not say what platform it is of",
+            expected=expected,
+            got=_shown(str(error)),
+            rule="pck-certificate",
+            hint=hint,
+        ) from error
+
+
 def _refuse(message: str, pck_chain: tuple[Certificate, ...], collateral: Collateral) -> NoReturn:
-    shown = message.removeprefix("Verification failed: ")
-    shown = shown.encode("ascii", "backslashreplace").decode()[:_MAX_SHOWN]
     rule = _rule(message, pck_chain, collateral)
     expected, hint = _RULES[rule]
     raise QuoteRejected(
         "quote is refused by the DCAP verification",
         expected=expected,
-        got=shown,
+        got=_shown(message.removeprefix("Verification failed: ")),
         rule=rule,
         hint=hint,
     )
@@ -140,13 +156,13 @@ def _chain_rule(pck: tuple[Certificate, ...], parsed: Parsed) -> str:
         ("tcb-info-chain", parsed.tcb_info_issuer),
         ("qe-identity-chain", parsed.qe_identity_issuer),
     ):
-        if not all(_issued(*pair) for pair in pairwise(chain)):
+        if not all(is_issued(*pair) for pair in pairwise(chain)):
             return rule
     for rule, crl, issuer in (
         ("root-crl", parsed.root_crl, root),
         ("pck-crl", parsed.pck_crl, ca),
     ):
-        if not _signed(crl, issuer):
+        if not is_signed(crl, issuer):
             return rule
     for rule, crl, certificate in (
         ("root-revoked", parsed.root_crl, root),
@@ -160,14 +176,5 @@ def _chain_rule(pck: tuple[Certificate, ...], parsed: Parsed) -> str:
     return "certificate-chain"
 
 
-def _issued(certificate: Certificate, issuer: Certificate) -> bool:
-    try:
-        certificate.x509.verify_directly_issued_by(issuer.x509)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True
-
-
-def _signed(crl: Crl, issuer: Certificate) -> bool:
-    key = issuer.x509.public_key()
-    return isinstance(key, EllipticCurvePublicKey) and crl.x509.is_signature_valid(key)
+def _shown(message: str) -> str:
+    return message.encode("ascii", "backslashreplace").decode()[:_MAX_SHOWN]

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Literal, NoReturn
 
 from attestation import _dcap
+from attestation._genuine import PCK_ISSUERS, TCB_SIGNER, may_sign
 from attestation.collateral_format import Certificate, Collateral, Parsed, parse_chain
 from attestation.errors import CollateralFormatError, PolicyError, QuoteRejected
 from attestation.quote import Quote, TdReport
@@ -25,9 +26,7 @@ _TD_ATTRIBUTES = _SEPT_VE_DISABLE
 _XFAM_NEEDED = 0x3
 _XFAM_ALLOWED = 0x6DBE7
 
-_TCB_SIGNER = "Intel SGX TCB Signing"
 _PCK = "Intel SGX PCK Certificate"
-_PCK_ISSUERS = ("Intel SGX PCK Platform CA", "Intel SGX PCK Processor CA")
 
 
 class TcbStatus(StrEnum):
@@ -198,11 +197,11 @@ def _check_roles(pck: tuple[Certificate, ...], parsed: Parsed) -> None:
             _shown(pck[0].common_name),
             _FORGED,
         )
-    if pck[1].common_name not in _PCK_ISSUERS:
+    if pck[1].common_name not in PCK_ISSUERS.values():
         _refuse(
             "pck-role",
             "the PCK certificate is not issued by a PCK authority",
-            " or ".join(map(repr, _PCK_ISSUERS)),
+            " or ".join(map(repr, PCK_ISSUERS.values())),
             _shown(pck[1].common_name),
             _FORGED,
         )
@@ -264,13 +263,12 @@ def _check_signers(parsed: Parsed) -> None:
     dcap-qvl takes the leaf of any chain, so the key of one opened platform would do.
     """
     for name, chain in list(parsed.issuers.items())[:2]:
-        leaf = chain[0]
-        if len(chain) != 2 or leaf.common_name != _TCB_SIGNER or leaf.has_sgx_extension:
+        if not may_sign(chain):
             _refuse(
                 "collateral-signer",
                 f"{name} belongs to a key that may not sign collateral",
-                f"{_TCB_SIGNER!r}, issued by the root",
-                _shown(leaf.common_name),
+                f"{TCB_SIGNER!r}, issued by the root",
+                _shown(chain[0].common_name),
                 "do not trust where this collateral comes from; fetch it from Intel",
             )
 

@@ -242,13 +242,11 @@ class Collateral:
     @classmethod
     def loads(cls, raw: bytes) -> "Collateral":
         """The collateral in a file. Raises CollateralFormatError."""
-        if len(raw) > MAX_BYTES:
-            _refuse("size", "collateral is too large", f"at most {MAX_BYTES} bytes", f"{len(raw)}")
-        try:
-            text = raw.decode("ascii")
-        except UnicodeDecodeError as error:
-            _refuse("text", "collateral is not ASCII", "ASCII", error.reason)
-        content = _json(text, "collateral")
+        return cls.of_json(read_object(raw, "collateral"))
+
+    @classmethod
+    def of_json(cls, content: dict[str, Any]) -> "Collateral":
+        """From the members as a JSON object holds them. Raises CollateralFormatError."""
         if content.keys() != _SIZES.keys():
             missing = ", ".join(sorted(_SIZES.keys() - content.keys())) or "nothing"
             _refuse(
@@ -269,11 +267,28 @@ class Collateral:
                 values[name] = bytes.fromhex(value)
         return cls(**values)
 
+    def to_json(self) -> dict[str, str]:
+        """The members as `of_json` takes them."""
+        values = {name: getattr(self, name) for name in _SIZES}
+        return {k: v.hex() if isinstance(v, bytes) else v for k, v in values.items()}
+
     def dumps(self) -> bytes:
         """A file of it, as `loads` takes it."""
-        values = {name: getattr(self, name) for name in _SIZES}
-        document = {k: v.hex() if isinstance(v, bytes) else v for k, v in values.items()}
-        return json.dumps(document, indent=2).encode() + b"\n"
+        return json.dumps(self.to_json(), indent=2).encode() + b"\n"
+
+
+def read_object(raw: bytes, name: str) -> dict[str, Any]:
+    """The JSON object in a file; no object in it may repeat a key.
+
+    Raises CollateralFormatError: rule size, text, json, duplicate-key.
+    """
+    if len(raw) > MAX_BYTES:
+        _refuse("size", f"{name} is too large", f"at most {MAX_BYTES} bytes", f"{len(raw)}")
+    try:
+        text = raw.decode("ascii")
+    except UnicodeDecodeError as error:
+        _refuse("text", f"{name} is not ASCII", "ASCII", error.reason)
+    return _json(text, name)
 
 
 _SIZES = {

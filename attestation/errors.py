@@ -9,12 +9,20 @@
         ├── UkiRejected                a PE image, but not a unified kernel image we can predict
         ├── MeasurementFormatError     a measurement record or file breaks its schema
         ├── QuoteFormatError           the bytes are no quote as Intel specifies it
+        ├── EventLogFormatError        the bytes are no event log of a TD
+        ├── EventLogRejected           an event log that its quote, or its own digests, contradict
         ├── CollateralFormatError      the bytes are no collateral
+        ├── CollateralRejected         collateral of another platform, older, forged or not asked for
+        ├── CollateralUnavailable      none can be had that is valid now (exit code 3)
         ├── QuoteRejected              a quote that is not genuine, not current or not allowed
         ├── PolicyError                a policy that would accept everything or nothing
         ├── TicketFormatError          the bytes are no ticket or bundle
         ├── TicketRejected             a ticket that a validator refuses
         ├── AllowListRejected          a list of measurements that is malformed, unsigned or old
+        ├── SealError                  sealed data can't be made or opened
+        │   ├── SealFormatError        the bytes are no sealed data
+        │   ├── SealRefused            sealed, but not for this state of this machine; see `rule`
+        │   └── SealUnavailable        there is no device to seal with (exit code 3)
         ├── ProviderError              no quote can be had from this machine (exit code 3)
         │   ├── ProviderAbsent         there is no quote provider here
         │   └── ProviderFailed         the provider, the hypervisor or the quoting service failed
@@ -101,6 +109,24 @@ class CollateralFormatError(AttestationError):
     """The bytes are no collateral; see `rule`."""
 
 
+class CollateralRejected(AttestationError):
+    """Well-formed collateral of another platform, older than what is known, or not asked for."""
+
+
+class CollateralUnavailable(AttestationError):
+    """No collateral can be had that is valid now; `rule` says where it ended."""
+
+    exit_code = 3
+
+
+class EventLogFormatError(AttestationError):
+    """The bytes are no event log of a TD; see `rule`."""
+
+
+class EventLogRejected(AttestationError):
+    """An event log that the registers of its quote, or its own digests, contradict."""
+
+
 class QuoteRejected(AttestationError):
     """A well-formed quote that is not genuine, not current or not allowed; see `rule`."""
 
@@ -119,6 +145,24 @@ class TicketRejected(AttestationError):
 
 class AllowListRejected(AttestationError):
     """A list of accepted measurements that is malformed, not signed as it must be, or too old."""
+
+
+class SealError(AttestationError):
+    """Sealed data can't be made or opened."""
+
+
+class SealFormatError(SealError):
+    """The bytes are no sealed data; see `rule`."""
+
+
+class SealRefused(SealError):
+    """Sealed data that this machine, in its present state, must not open; see `rule`."""
+
+
+class SealUnavailable(SealError):
+    """There is no device here to seal with, or it does not answer."""
+
+    exit_code = 3
 
 
 class ProviderError(AttestationError):

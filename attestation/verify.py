@@ -10,6 +10,7 @@ import base64
 from dataclasses import dataclass
 from datetime import datetime
 
+from attestation import _genuine
 from attestation._engine import Claims, TcbStatus, verify_with_root
 from attestation.collateral_format import MAX_BYTES as MAX_COLLATERAL
 from attestation.collateral_format import Collateral
@@ -55,3 +56,13 @@ class Verifier:
         Raises QuoteFormatError, QuoteRejected, and PolicyError for a time without zone.
         """
         return Evidence(verify_with_root(raw, collateral, now, INTEL_ROOT))
+
+    def check_collateral(self, collateral: Collateral, now: datetime) -> None:
+        """Check without a quote that Intel signed all of it and that it is valid at `now`.
+
+        `verify` never relies on this. Dates come last: what is refused as collateral-expired or
+        collateral-not-yet-valid is genuine.
+
+        Raises CollateralRejected, and PolicyError for a time without zone.
+        """
+        _genuine.check(collateral, now, INTEL_ROOT)

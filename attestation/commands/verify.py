@@ -4,16 +4,20 @@ import json
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from attestation.collateral_cache import read_collateral
 from attestation.errors import QuoteRejected
 from attestation.files import read_file
 from attestation.measure.record import MAX_BYTES as MAX_MEASUREMENTS
 from attestation.measure.record import Binding, BootProof, Measurement, Measurements
 from attestation.quote import MAX_BYTES as MAX_QUOTE
 from attestation.verify import MAX_COLLATERAL, Claims, Collateral, TcbStatus, Verifier
+
+if TYPE_CHECKING:
+    from attestation.providers.mock import MockVerifier
 
 MOCK = "attestation.providers.mock"
 
@@ -24,7 +28,9 @@ _NAMES = ("mr_td", "rtmr1", "rtmr2", "rtmr0")
 
 @click.command("verify")
 @click.argument("file", metavar="FILE", type=_FILE)
-@click.option("--collateral", required=True, metavar="FILE", type=_FILE, help="Intel's documents.")
+@click.option(
+    "--collateral", required=True, metavar="FILE", type=_FILE, help="Intel's documents: a bundle."
+)
 @click.option("--measurements", metavar="FILE", type=_FILE, help="Accepted code.")
 @click.option("--at", metavar="TIME", help="Judge as of this time (ISO 8601 with zone), not now.")
 @click.option(
@@ -44,12 +50,12 @@ def verify(
     With --measurements also that it names accepted code. The TCB status is shown, not judged:
     which states are good enough is a policy of each deployment.
     """
-    now = _moment(at)
+    now = parse_moment(at)
     raw = read_file(file, MAX_QUOTE)
-    documents = Collateral.loads(read_file(collateral, MAX_COLLATERAL))
+    documents = read_collateral(read_file(collateral, MAX_COLLATERAL))
     accepted = None if measurements is None else read_file(measurements, MAX_MEASUREMENTS)
     entries = None if accepted is None else Measurements.loads(accepted)
-    claims = _claims(raw, documents, now, mock_root)
+    claims = verified_claims(raw, documents, now, mock_root)
     what = "genuine quote" if mock_root is None else "mock quote"
     index = None if entries is None else matching(claims, entries, mock=mock_root is not None)
     entry = None if entries is None or index is None else entries.entries[index]
@@ -138,28 +144,39 @@ def _nearest(claims: Claims, measurements: Measurements, best: tuple[int, int]) 
     return f"other {', '.join(other)} than the nearest, measurements[{index}]: {_describe(entry)}"
 
 
-def _claims(raw: bytes, collateral: Collateral, now: datetime, mock_root: Path | None) -> Claims:
+def verified_claims(
+    raw: bytes, collateral: Collateral, now: datetime, mock_root: Path | None
+) -> Claims:
+    """As `Verifier.verify`, or under the mock root in that file, where the mock is installed."""
+    return verifier(mock_root).verify(raw, collateral, now).claims
+
+
+def verifier(mock_root: Path | None) -> "Verifier | MockVerifier":
+    """The verifier that ends at Intel's root, or at the mock root in this file.
+
+    Raises FileError, CollateralFormatError, PolicyError; click.UsageError where there is no mock.
+    """
     if mock_root is None:
-        return Verifier().verify(raw, collateral, now).claims
+        return Verifier()
     if find_spec(MOCK) is None:
         raise click.UsageError("this installation has no mock verifier: --mock-root is for tests")
     # Not at the top: production images don't hold it.
     from attestation.providers.mock import MockVerifier  # noqa: PLC0415
 
-    root = read_file(mock_root, _MAX_CERTIFICATE)
-    return MockVerifier(root).verify(raw, collateral, now).claims
+    return MockVerifier(read_file(mock_root, _MAX_CERTIFICATE))
 
 
-def _moment(at: str | None) -> datetime:
+def parse_moment(at: str | None) -> datetime:
+    """The time of an option `--at`, now without it. Raises click.UsageError."""
     if at is None:
         return datetime.now(UTC)
     try:
-        moment = datetime.fromisoformat(at)
+        when = datetime.fromisoformat(at)
     except ValueError as error:
         raise click.UsageError(f"--at {at!r} is no ISO 8601 time") from error
-    if moment.utcoffset() is None:
+    if when.utcoffset() is None:
         raise click.UsageError(f"--at {at!r} has no time zone: append Z for UTC")
-    return moment
+    return when
 
 
 def _describe(entry: Measurement) -> str:

@@ -9,19 +9,23 @@ A mock quote proves nothing to anyone who doesn't trust the holder of the seed.
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from struct import Struct
 from types import MappingProxyType
 from typing import Any
 
+from attestation import _genuine
 from attestation._engine import Claims, TcbStatus, verify_with_root
 from attestation.collateral_format import Certificate, Collateral
 from attestation.errors import PolicyError, ProviderFailed
-from attestation.measure import rtmr, tdvf
+from attestation.measure import tdvf
+from attestation.measure.pe import Pe
 from attestation.measure.rtmr import BootPath
 from attestation.measure.tdvf import HostProfile
+from attestation.providers import mock_log
+from attestation.providers.mock_log import SeparatorModel
 from attestation.providers.mock_pki import Pki, SgxExtension, Spec
 from attestation.quote import Quote
 from attestation.verify import INTEL_ROOT
@@ -111,6 +115,10 @@ class MockVerifier:
     def verify(self, raw: bytes, collateral: Collateral, now: datetime) -> MockEvidence:
         """As `Verifier.verify`."""
         return MockEvidence(verify_with_root(raw, collateral, now, self.root_der))
+
+    def check_collateral(self, collateral: Collateral, now: datetime) -> None:
+        """As `Verifier.check_collateral`."""
+        _genuine.check(collateral, now, self.root_der)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,9 +273,10 @@ class MockTee:
 class MockQuoteService:
     """The quoting service of an emulated host.
 
-    It measures the firmware and the image that the emulator was started with, as a TDX module
-    would, and never takes a guest's word for them. Raises as `tdvf.mr_td`, `rtmr.rtmr1` and
-    `rtmr.rtmr2` do.
+    It measures the firmware, the image and the devices' option ROMs (PE images) that the emulator
+    was started with, as a TDX module would, and never takes a guest's word for them. RTMR0 is a
+    model (`mock_log`). `attributes` are the TD's, those of `MockTee.quote` if None. Raises as
+    `tdvf.mr_td`, `rtmr.rtmr1` and `rtmr.rtmr2` do.
     """
 
     def __init__(
@@ -279,18 +288,26 @@ class MockQuoteService:
         mr_config_id: bytes = bytes(48),
         host_profile: HostProfile = HostProfile.UPSTREAM,
         boot_path: BootPath = BootPath.KERNEL,
+        option_roms: Sequence[bytes] = (),
+        separators: SeparatorModel = SeparatorModel.STABLE202411,
+        attributes: int | None = None,
     ) -> None:
         self._tee = tee
-        self._body = {
+        self._log = mock_log.boot(firmware, Pe.parse(uki), boot_path, option_roms, separators)
+        self._body: dict[str, bytes | int] = {
             "mr_td": tdvf.mr_td(firmware, host_profile.page_order),
-            "rtmr1": rtmr.rtmr1(uki, boot_path),
-            "rtmr2": rtmr.rtmr2(uki),
+            **{f"rtmr{index}": self._log.rtmr(index) for index in range(3)},
             "mr_config_id": mr_config_id,
+            **({} if attributes is None else {"td_attributes": attributes}),
         }
 
     def quote(self, report_data: bytes) -> bytes:
         """A quote of the guest that was started. Raises ProviderFailed unless given 64 bytes."""
         return self._tee.quote(report_data, body=self._body)
+
+    def event_log(self) -> bytes:
+        """The guest's table CCEL; the RTMRs of its quotes are the replay."""
+        return self._log.dumps()
 
 
 def forged(quote: bytes, seed: bytes, body: Fields) -> bytes:

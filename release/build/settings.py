@@ -138,8 +138,13 @@ class Paths:
 
     @property
     def python_lock(self) -> Path:
-        """The lock of every Python dependency."""
+        """The lock of every Python dependency that installs anywhere."""
         return self.root / "requirements.lock"
+
+    @property
+    def tpm_lock(self) -> Path:
+        """The lock of what is built against the host's libtss2."""
+        return self.root / "requirements-tpm.lock"
 
 
 def host_distribution(os_release: Path = Path("/etc/os-release")) -> Distribution:

@@ -19,9 +19,12 @@ PACKAGES = ("attestation", "zipnet")
 MOCK_ONLY = (
     "attestation/commands/mock_pki.py",
     "attestation/providers/mock.py",
+    "attestation/providers/mock_log.py",
     "attestation/providers/mock_pki.py",
+    "attestation/providers/mock_server.py",
     "attestation/unsafe_mock_tdx.py",
     "zipnet/demo.py",
+    "zipnet/unsafe_programs.py",
 )
 RUNTIME = "runtime"
 TIMES = (SOURCE_DATE_EPOCH, SOURCE_DATE_EPOCH)

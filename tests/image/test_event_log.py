@@ -10,55 +10,20 @@ from __future__ import annotations
 
 import base64
 import re
-import struct
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from attestation.measure import authenticode, firmware, rtmr
+from attestation.measure.eventlog import Backing, EventLog, backing, check_digests
+from attestation.measure.eventlog_events import EV_NO_ACTION, EV_SEPARATOR
 from attestation.measure.rtmr import BootPath
 from release.build.emulator import Boot
 from release.build.process import started
 from tests.image.conftest import Image, Toolbox, transcript
 
-SHA384 = 0x000C
-EV_NO_ACTION = 3
-EV_SEPARATOR = 4
-SIZES = {0x0004: 20, 0x000B: 32, SHA384: 48, 0x000D: 64}
 SOCKET_SECONDS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Logged:
-    """One event of the log: which register it was extended into, and with which digest."""
-
-    pcr: int
-    kind: int
-    digest: bytes
-    data: bytes
-
-
-def parse(raw: bytes) -> list[Logged]:
-    """TCG PC Client Platform Firmware Profile 1.06, section 10: a header, then TCG_PCR_EVENT2s."""
-    _, kind, _, size = struct.unpack_from("<II20sI", raw)
-    assert kind == EV_NO_ACTION
-    assert raw[32:47] == b"Spec ID Event03"
-    at = 32 + size
-    events = []
-    while at < len(raw):
-        pcr, kind, count = struct.unpack_from("<III", raw, at)
-        at += 12
-        digests = {}
-        for _ in range(count):
-            (algorithm,) = struct.unpack_from("<H", raw, at)
-            digests[algorithm] = raw[at + 2 : at + 2 + SIZES[algorithm]]
-            at += 2 + SIZES[algorithm]
-        (size,) = struct.unpack_from("<I", raw, at)
-        events.append(Logged(pcr, kind, digests[SHA384], raw[at + 4 : at + 4 + size]))
-        at += 4 + size
-    return events
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +63,18 @@ def boot(mock_server: Image, toolbox: Toolbox, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def log(boot: Boot) -> list[Logged]:
+def log(boot: Boot) -> EventLog:
     assert boot.matched, transcript(boot)
     lines = [line.split()[1] for line in boot.lines if line.startswith("zipnet-event-log ")]
-    return parse(base64.b64decode("".join(lines[:-1])))
+    return EventLog.parse(base64.b64decode("".join(lines[:-1])))
 
 
-def mapped(log: list[Logged], first: int, last: int) -> list[bytes]:
+def mapped(log: EventLog, first: int, last: int) -> list[bytes]:
     """The digests of a TD's register: each PCR of a TPM gets a separator, a TD has one for all."""
     found: list[bytes] = []
     separated = False
-    for event in log:
-        if event.kind == EV_NO_ACTION or not first <= event.pcr <= last:
+    for event in log.events:
+        if event.kind == EV_NO_ACTION or not first <= event.register <= last:
             continue
         if event.kind == EV_SEPARATOR:
             if separated:
@@ -119,9 +84,9 @@ def mapped(log: list[Logged], first: int, last: int) -> list[bytes]:
     return found
 
 
-def test_separators_stand_together(log: list[Logged]) -> None:
+def test_separators_stand_together(log: EventLog) -> None:
     """Only so one of them can stand for all."""
-    kept = [e for e in log if e.kind != EV_NO_ACTION and 1 < e.pcr < 7]
+    kept = [e for e in log.events if e.kind != EV_NO_ACTION and 1 < e.register < 7]
     places = [n for n, e in enumerate(kept) if e.kind == EV_SEPARATOR]
     assert len(places) == 5
     assert places == list(range(places[0], places[0] + 5))
@@ -129,7 +94,7 @@ def test_separators_stand_together(log: list[Logged]) -> None:
 
 @pytest.mark.parametrize(("register", "first", "last"), [(1, 2, 6), (2, 8, 15)])
 def test_prediction_equals_log_event_by_event(
-    log: list[Logged], mock_server: Image, register: int, first: int, last: int
+    log: EventLog, mock_server: Image, register: int, first: int, last: int
 ) -> None:
     uki = mock_server.uki.read_bytes()
     events = rtmr.rtmr1_events(uki, BootPath.KERNEL) if register == 1 else rtmr.rtmr2_events(uki)
@@ -141,7 +106,27 @@ def test_prediction_equals_log_event_by_event(
     assert rtmr.replay(events) == predicted
 
 
-def test_log_replays_to_the_registers_that_the_guest_read(boot: Boot, log: list[Logged]) -> None:
+def test_digests_are_of_what_the_log_says(log: EventLog) -> None:
+    """So do firmware, stub and kernel of the images: which events, and of which class."""
+    check_digests(log)
+    assert EventLog.parse(log.dumps()) == log
+
+    def of(pcr: int) -> list[tuple[str, Backing]]:
+        kept = [e for e in log.events if e.register == pcr and e.kind != EV_NO_ACTION]
+        return [(e.description, backing(e)) for e in kept]
+
+    sections = [name for name, _ in of(11)]
+    assert sections[::2] == sections[1::2]
+    assert {".linux", ".cmdline", ".initrd"} <= set(sections)
+    assert [kind for _, kind in of(11)[:2]] == [Backing.DATA, Backing.CONTENT]
+    assert of(9) == [
+        ("LOADED_IMAGE::LoadOptions", Backing.CONTENT),
+        ("Linux initrd", Backing.CONTENT),
+    ]
+    assert [name.partition(",")[0] for name, _ in of(7)][:4] == ["SecureBoot", "PK", "KEK", "db"]
+
+
+def test_log_replays_to_the_registers_that_the_guest_read(boot: Boot, log: EventLog) -> None:
     """So the log is the one of this boot, whole and in order."""
     registers = {
         match[1]: match[2]
@@ -151,8 +136,8 @@ def test_log_replays_to_the_registers_that_the_guest_read(boot: Boot, log: list[
     for pcr in (2, 4, 5, 7, 9, 11):
         events = [
             rtmr.Event(pcr, "logged", e.digest)
-            for e in log
-            if e.pcr == pcr and e.kind != EV_NO_ACTION
+            for e in log.events
+            if e.register == pcr and e.kind != EV_NO_ACTION
         ]
         assert rtmr.replay(events).hex() == registers[str(pcr)], f"PCR {pcr}"
     for silent in ("8", "12", "13", "14", "15"):

@@ -18,9 +18,13 @@ from tests.mutation.equivalent import EQUIVALENT
 from tests.mutation.mutants import UNNAMED, Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
-# What decides: the modules behind verify.py, tdx.py and allowlist.py, with the tests of each.
+# What decides, with the tests of each: the modules behind verify.py, tdx.py and allowlist.py, and
+# those that take in collateral, event logs and sealed data.
 VERIFY = ["test_verify.py", "test_matrix.py"]
 TDX = ["test_tdx.py", "test_appraisal.py", "test_unsafe_mock_tdx.py"]
+COLLATERAL = ["collateral"]
+EVENT_LOG = ["measure/test_eventlog.py", "measure/test_eventlog_events.py"]
+SEAL = ["seal"]
 TESTS = {
     "attestation/_engine.py": VERIFY,
     "attestation/collateral_format.py": VERIFY,
@@ -31,8 +35,23 @@ TESTS = {
     "attestation/envelope.py": ["test_allowlist.py"],
     "attestation/bundle.py": ["test_ticket.py"],
     "attestation/ticket.py": ["test_ticket.py"],
+    "attestation/_genuine.py": COLLATERAL,
+    "attestation/collateral.py": COLLATERAL,
+    "attestation/collateral_cache.py": COLLATERAL,
+    "attestation/collateral_source.py": COLLATERAL,
+    "attestation/measure/eventlog.py": EVENT_LOG,
+    "attestation/measure/eventlog_events.py": EVENT_LOG,
+    "attestation/measure/explain.py": ["measure/test_explain.py"],
+    "attestation/providers/registers.py": ["providers/test_registers.py"],
+    "attestation/commands/record.py": ["commands/test_record_command.py"],
+    "attestation/seal/base.py": SEAL,
+    "attestation/seal/memory.py": SEAL,
+    "attestation/seal/tpm2_blob.py": SEAL,
+    "attestation/seal/tpm2_device.py": SEAL,
+    "attestation/seal/tpm2_folder.py": SEAL,
+    "attestation/seal/tpm2_policy.py": SEAL,
 }
-LIMIT = 150
+LIMIT = 260
 COPIED = ("attestation", "tests", "pyproject.toml", "release", "zipnet")
 
 

@@ -1,4 +1,4 @@
-"""`attestation verify` and `attestation mock-pki`: what they say, and their exit codes."""
+"""`attestation verify`: what it says, and its exit codes."""
 
 import json
 import subprocess
@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from attestation.cli import main
+from attestation.collateral_cache import Bundle
 from attestation.measure.firmware import Model
 from attestation.measure.record import Binding, BootProof, Measurement, Measurements
 from attestation.measure.rtmr import BootPath
 from attestation.measure.tdvf import HostProfile
-from attestation.providers.mock import MockTee
 from tests.attestation.mock_support import COLLATERAL, REPORT_DATA, TEE
 
 QUOTES = Path(__file__).parents[3].parent / "shared" / "quotes"
@@ -145,6 +145,16 @@ def test_a_mock_quote_is_called_one(files: dict[str, str]) -> None:
     assert "rule: root-mismatch" in without.stderr
 
 
+def test_a_bundle_is_collateral(files: dict[str, str], tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.write_bytes(Bundle.of(COLLATERAL).dumps())
+    assert verify(files | {"collateral": str(bundle)}).exit_code == 0
+    bundle.write_bytes(Bundle.of(COLLATERAL).dumps().replace(b"-collateral/1", b"-collateral/2"))
+    result = verify(files | {"collateral": str(bundle)})
+    assert result.exit_code == 2
+    assert "rule: bundle.format" in result.stderr
+
+
 def test_the_entry_is_named(files: dict[str, str], tmp_path: Path) -> None:
     pinned = replace(ENTRY, rtmr0=b"\6" * 48)
     process = replace(ENTRY, binding=Binding.PROCESS, role="client")
@@ -243,33 +253,3 @@ def test_a_production_image_has_no_mock_command(arguments: list[str], tmp_path: 
     assert "Write a mock PKI" not in done.stdout
     assert done.returncode == (0 if arguments == ["--help"] else 1)
     assert "verify" in done.stdout or "No such command" in done.stderr
-
-
-def test_mock_pki(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "pki"
-    result = run("mock-pki", str(folder), "--seed", "00ff")
-    assert (result.exit_code, result.stderr) == (0, "")
-    names = {path.name for path in folder.iterdir()}
-    assert names == {"seed.hex", "root.der", "collateral.json", "quote.bin"}
-    tee = MockTee(b"\x00\xff")
-    assert (folder / "root.der").read_bytes() == tee.root_der
-    assert (folder / "seed.hex").read_text() == "00ff\n"
-    assert (folder / "seed.hex").stat().st_mode & 0o777 == 0o600
-    checked = run(
-        *("verify", str(folder / "quote.bin"), "--collateral", str(folder / "collateral.json")),
-        *("--mock-root", str(folder / "root.der"), "--at", AT),
-    )
-    assert checked.exit_code == 0
-    again = run("mock-pki", str(folder))
-    assert again.exit_code == 3
-    assert "rule: file.write" in again.stderr
-    assert (folder / "seed.hex").read_text() == "00ff\n"
-    assert run("mock-pki", str(tmp_path / "random")).exit_code == 0
-    assert len((tmp_path / "random" / "seed.hex").read_text()) == 65
-
-
-@pytest.mark.parametrize("seed", ["xy", ""])
-def test_mock_pki_usage(tmp_path: Path, seed: str) -> None:
-    result = run("mock-pki", str(tmp_path / "x"), "--seed", seed)
-    assert result.exit_code == 1
-    assert not (tmp_path / "x").exists()

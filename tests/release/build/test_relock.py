@@ -1,5 +1,6 @@
 """How requirements.lock is written: three nested groups, each package once."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,19 @@ import pytest
 
 from release.build import pythonlock
 from release.build import relock as relock_module
-from release.build.relock import relock
+from release.build.relock import TPM_HEADER, relock
 from release.errors import ToolFailed
 from tests.release.build.support import refused
 
 HASH = "--hash=sha256:" + "0" * 64
+RUNTIME = f"click==8.1.8 \\\n    {HASH}\n"
+BUILD = f"{RUNTIME}jinja2==3.1.6 \\\n    {HASH}\n"
+DEV = f"{BUILD}tox==4.30.0 {HASH}\n"
 PINNED = {
-    None: f"click==8.1.8 \\\n    {HASH}\n",
-    "build": f"click==8.1.8 \\\n    {HASH}\njinja2==3.1.6 \\\n    {HASH}\n",
-    "dev": f"click==8.1.8 \\\n    {HASH}\njinja2==3.1.6 \\\n    {HASH}\ntox==4.30.0 {HASH}\n",
+    (): RUNTIME,
+    ("build",): BUILD,
+    ("dev",): DEV,
+    ("dev", "tpm"): f"{DEV}tpm2-pytss==3.0.0 \\\n    {HASH}\n",
 }
 
 
@@ -28,10 +33,10 @@ class Uv:
 
     def __call__(self, command: list[str], **_: Any) -> list[str]:
         self.commands.append(command)
-        extra = command[command.index("--extra") + 1] if "--extra" in command else None
+        extras = tuple(b for a, b in pairwise(command) if a == "--extra")
         if "--constraint" in command:
             self.constraints.append(Path(command[command.index("--constraint") + 1]).read_text())
-        Path(command[command.index("--output-file") + 1]).write_text(PINNED[extra])
+        Path(command[command.index("--output-file") + 1]).write_text(PINNED[extras])
         return []
 
 
@@ -43,7 +48,7 @@ def uv(monkeypatch: pytest.MonkeyPatch) -> Uv:
 
 
 def test_groups(uv: Uv, tmp_path: Path, log: Path) -> None:
-    assert relock(tmp_path, log) == 3
+    assert relock(tmp_path, log) == 4
     groups = pythonlock.read(tmp_path / "requirements.lock")
     assert {name: list(pythonlock.pins(text)) for name, text in groups.items()} == {
         "runtime": ["click"],
@@ -51,10 +56,19 @@ def test_groups(uv: Uv, tmp_path: Path, log: Path) -> None:
         "dev": ["tox"],
     }
     # The smaller groups get the versions that the whole was solved with.
-    assert uv.constraints == [PINNED["dev"]] * 2
+    assert uv.constraints == [DEV] * 3
     for command in uv.commands:
         assert {"--universal", "--generate-hashes", "--no-emit-index-url"} <= set(command)
         assert command[-1] == str(tmp_path / "pyproject.toml")
+
+
+def test_what_is_built_from_source_is_in_a_file_of_its_own(
+    uv: Uv, tmp_path: Path, log: Path
+) -> None:
+    relock(tmp_path, log)
+    assert "tpm2" not in (tmp_path / "requirements.lock").read_text()
+    text = (tmp_path / "requirements-tpm.lock").read_text()
+    assert text == f"{TPM_HEADER}tpm2-pytss==3.0.0 \\\n    {HASH}\n"
 
 
 def test_failure_keeps_the_old_lock(
