@@ -12,7 +12,7 @@
         ├── EventLogFormatError        the bytes are no event log of a TD
         ├── EventLogRejected           an event log that its quote, or its own digests, contradict
         ├── CollateralFormatError      the bytes are no collateral
-        ├── CollateralRejected         collateral of another platform, older, forged or not asked for
+        ├── CollateralRejected         collateral of another platform, older, or not asked for
         ├── CollateralUnavailable      none can be had that is valid now (exit code 3)
         ├── QuoteRejected              a quote that is not genuine, not current or not allowed
         ├── PolicyError                a policy that would accept everything or nothing
