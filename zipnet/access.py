@@ -12,11 +12,12 @@ from typing import Self
 
 from attestation.providers import QuoteProvider
 from attestation.providers.tsm import TsmProvider
-from zipnet.config import Config
-from zipnet.errors import Attestation, CallRejected, ConfigRejected, EngineMisconfigured
+from zipnet.config import Config, deployment_id
+from zipnet.errors import Attestation, CallRejected, ConfigRejected
 from zipnet.ids import UNIVERSE, UniqueId
 from zipnet.network import base, index
 from zipnet.network.local import LocalNetwork
+from zipnet.node.service_network import Caller, Place, reach
 from zipnet.protocol.guards import Store
 from zipnet.protocol.instance import Instance
 from zipnet.roles.admission import Admission, CollateralSource
@@ -77,13 +78,21 @@ class Access:
 class Network:
     """One node on a network: a connection and the identity it acts under.
 
-    `port` is the connection, `opened` when it was made, in Unix seconds.
+    `port` is the connection, `opened` when it was made, in Unix seconds; `deployment` the only one
+    that it serves, if so.
     """
 
-    def __init__(self, port: base.Network, universe: UniqueId, identity: Identity) -> None:
+    def __init__(
+        self,
+        port: base.Network,
+        universe: UniqueId,
+        identity: Identity,
+        deployment: UniqueId | None = None,
+    ) -> None:
         self.port = port
         self.universe = universe
         self.identity = identity
+        self.deployment = deployment
         self.opened = int(time.time())
         self._writers: dict[UniqueId, Callable[[], Awaitable[None]]] = {}
 
@@ -125,18 +134,25 @@ class Network:
     async def connect(
         cls,
         urls: str,
+        config: Config,
         *,
-        universe: UniqueId = UNIVERSE,  # noqa: ARG003
-        identity: Identity | None = None,  # noqa: ARG003
+        universe: UniqueId = UNIVERSE,
+        identity: Identity | None = None,
+        certificates: Path | None = None,
+        connect_s: float = 30.0,
     ) -> Self:
-        """The network of these servers of a message bus. Raises EngineMisconfigured."""
-        raise EngineMisconfigured(
-            "this version can't connect to a message bus",
-            expected="a backend for NATS JetStream",
-            got=ascii(urls)[:80],
-            rule="backend",
-            hint="use `Network.local()`, the network within one process",
-        )
+        """The network of one deployment on a bus, `urls` between commas.
+
+        All names on a bus begin with a deployment's id, so that a connection serves no other.
+        `certificates` (PEM) are those that the bus may show, for tls:// URLs.
+        Raises NoNetwork if nothing answers, ConfigRejected, FileError, WrongUniverse, EngineError.
+        """
+        identity = identity or Identity.fresh(secrets.token_bytes)
+        place = Place(tuple(urls.split(",")), None, certificates)
+        deployment = deployment_id(config)
+        caller = Caller(identity=identity.signing)
+        port = await reach(place, deployment, universe, caller, connect_s)
+        return cls(port, universe, identity, deployment)
 
     async def close(self) -> None:
         """Close what was opened on this network, then the connection. Twice is once."""
@@ -154,6 +170,17 @@ class Network:
         _trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+    def check(self, deployment: UniqueId) -> None:
+        """Check that this connection serves a deployment. Raises CallRejected."""
+        if self.deployment is not None and self.deployment != deployment:
+            raise CallRejected(
+                "the connection is for another deployment",
+                expected=self.deployment.hex(),
+                got=deployment.hex(),
+                rule="deployment",
+                hint="call `Network.connect` with the configuration that you use here",
+            )
 
     def enter(self, deployment: UniqueId, close: Callable[[], Awaitable[None]]) -> None:
         """Note what writes to a deployment, and how to close it. Raises CallRejected."""

@@ -382,6 +382,8 @@ def _named(folder: Path, name: str) -> Config:
 
 
 def _lookout(network: Network, config: Config, deployment: UniqueId, access: Access) -> Lookout:
+    network.check(deployment)
+
     def admission(instance: Instance) -> Admission:
         return access.admission(config, instance)
 

@@ -133,7 +133,8 @@ def test_commands(role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
         (["gateway"], "No such command 'gateway'"),
         (["--nope"], "No such option"),
         (["server", "--nope"], "No such option"),
-        (["server", "more"], "unexpected extra argument"),
+        (["server", "more"], "No such command 'more'"),
+        (["client", "more"], "unexpected extra argument"),
     ],
 )
 def test_usage_errors(arguments: list[str], words: str) -> None:
@@ -145,6 +146,6 @@ def test_usage_errors(arguments: list[str], words: str) -> None:
 def test_module() -> None:
     command = [sys.executable, "-m", "zipnet"]
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"zipnet, version {__version__}\n")
+    assert (done.returncode, done.stdout) == (0, f"zipnet, version {__version__}, wire 2, machine 1\n")
     done = subprocess.run([*command, "gateway"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 from blake3 import blake3
 from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.zipnet.configs import CONFIG, OPERATORS
-from zipnet import config_file
+from tests.zipnet.test_preflight import put
+from zipnet import config_file, preflight
 from zipnet.cli import main
-from zipnet.commands.settings import Secrets
+from zipnet.commands.roles import start
+from zipnet.commands.settings import Secrets, tree
 from zipnet.config import Anchor, Config, deployment_id
 from zipnet.datum import Blob
 from zipnet.errors import ConfigRejected
@@ -59,17 +62,48 @@ def test_a_server_needs_more(acme: Path) -> None:
     assert "ZIPNET_COMMITTEE_SECRET (--committee-secret-file)" in result.stderr
     result = run("server", ZIPNET_CONFIG=str(acme), ZIPNET_COMMITTEE_SECRET=PHRASE, **BUS)
     assert result.exit_code == 3
-    assert "rule: network.absent" in result.stderr
-    assert "NATS" in result.stderr
+    assert "rule: start.missing" in result.stderr
+    assert "ZIPNET_STATE (--state)" in result.stderr
+    assert "ZIPNET_ENDORSEMENT (--endorsement)" in result.stderr
+    assert "ZIPNET_BOOTSTRAP" not in result.stderr
     opened = generation(MOCKED_COMMITTEE, PHRASE.encode(), 0).hex()
     assert f"  generation     {opened}" in result.stdout.splitlines()
 
 
-def test_a_local_folder_is_one_process(acme: Path) -> None:
-    result = run("client", "--config", str(acme), "--local", "/tmp/net")
+def test_an_aggregator_needs_keys(acme: Path) -> None:
+    result = run("aggregator", "--config", str(acme), **BUS)
     assert result.exit_code == 3
-    assert "rule: network.absent" in result.stderr
-    assert "several processes need NATS" in result.stderr
+    assert "ZIPNET_STATE (--state) or ZIPNET_SECRET" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rule"),
+    [
+        ([], "mock-tee.missing"),
+        (["--mock-tee", "/nowhere"], "file.read"),
+        (["--bus-certificates", "/nowhere"], "bus.certificates"),
+        (["--bus-certificates", "/nowhere", "--bootstrap", "tls://a:4222"], "file.read"),
+        (["--bootstrap", "tls://a:4222"], "bus.certificates"),
+    ],
+)
+def test_a_client_that_can_not_start(acme: Path, arguments: list[str], rule: str) -> None:
+    result = run("client", "--config", str(acme), *arguments, **BUS)
+    assert result.exit_code in (2, 3)
+    assert f"rule: {rule}" in result.stderr
+
+
+def test_a_server_under_tdx_is_not_there_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, {preflight.TDX_DEVICE: b""})
+    (tmp_path / preflight.TSM_REPORT).mkdir(parents=True)
+    path = tmp_path / "t.toml"
+    path.write_text(config_file.dumps(CONFIG))
+    values = dict.fromkeys(("secret_file", "committee_secret_file", "recovery"))
+    with pytest.raises(ConfigRejected) as caught:
+        start(Role.SERVER, tmp_path, {"config": path, **values})
+    assert (caught.value.rule, caught.value.exit_code) == ("start.sealed", 2)
+    assert f"  fingerprint    {identity(CONFIG)}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("role", ["server", "client"])
@@ -174,6 +208,8 @@ def test_a_folder_of_configurations(acme: Path) -> None:
         (["--metrics", "a:70000"], "host:port"),
         (["--operator", "a"], "NAME=HEXKEY"),
         (["--min-participants", "0"], "--min-participants"),
+        (["--bootstrap", "a:4222"], "nats://host:port"),
+        (["--bootstrap", "nats://a:4222,nats://me:word@b:4222"], "nats://host:port"),
         (["--secret", "x"], "No such option"),
     ],
 )
@@ -181,6 +217,17 @@ def test_usage(arguments: list[str], words: str) -> None:
     result = run("aggregator", *arguments)
     assert (result.exit_code, result.stdout) == (1, "")
     assert words in result.stderr
+
+
+def test_trees() -> None:
+    peers = [f"{at:02x}" * 32 for at in range(1, 4)]
+    found = tree(",".join(f"{peer}:{peer}:0" for peer in peers))
+    assert [node.parent for node in found.nodes] == [0, 0, 0]
+    assert [node.peer.hex() for node in found.nodes] == peers
+    assert tree(f"{peers[0]}:{peers[1]}").nodes[0].dh_pub.hex() == peers[1]
+    for text in ("", "ab:cd", f"{peers[0]}", f"{peers[0]}:{peers[0]}:7", f"{peers[0]}:{peers[0]},"):
+        with pytest.raises(click.BadParameter):
+            tree(text)
 
 
 def test_a_variable_that_is_none() -> None:

@@ -14,7 +14,7 @@ import pytest
 from zipnet import config_file
 from zipnet.access import Network
 from zipnet.config import Config, ShuffleWindow
-from zipnet.demo import CLIENT, SERVER, DemoInstance, Operators, Program, demo_window
+from zipnet.demo import CLIENT, SERVER, DemoInstance, Operators, demo_window
 from zipnet.errors import (
     ConfigRejected,
     DatumRejected,
@@ -25,6 +25,7 @@ from zipnet.protocol.receipts import Status
 from zipnet.roles.identity import Identity
 from zipnet.roles.server import Server
 from zipnet.sdk import Outcome, Receipt, Submitter, Zipnet
+from zipnet.unsafe_programs import Program
 
 QUICK = demo_window(round_period_ms=100, fold_deadline_ms=300, round_deadline_ms=1500)
 ROGUE = Program("rogue", "server")

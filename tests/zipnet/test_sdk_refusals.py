@@ -14,17 +14,18 @@ import pytest
 
 import zipnet
 from attestation.errors import ProviderAbsent
+from tests.zipnet.configs import CONFIG
 from tests.zipnet.test_sdk import Note, OneRogue, land, run, world
 from zipnet.access import Access, Network
 from zipnet.config import Anchor
-from zipnet.demo import CLIENT, SERVER, Program
+from zipnet.demo import CLIENT, SERVER
 from zipnet.errors import (
     Attestation,
     CallRejected,
     ConfigRejected,
     ConnectTimeout,
     DatumRejected,
-    EngineMisconfigured,
+    NoNetwork,
     Protocol,
     Refused,
     Shutdown,
@@ -35,6 +36,7 @@ from zipnet.network import base
 from zipnet.network.local import LocalNetwork
 from zipnet.network.places import Places
 from zipnet.sdk import Zipnet
+from zipnet.unsafe_programs import Program
 
 
 def test_another_universe_is_refused(tmp_path: Path) -> None:
@@ -49,11 +51,27 @@ def test_another_universe_is_refused(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_message_bus_is_told_to_be_missing() -> None:
+def test_a_bus_that_is_not_there() -> None:
     async def test() -> None:
-        with pytest.raises(EngineMisconfigured) as error:
-            await Network.connect("nats://a:4222,b:4222")
-        assert "Network.local()" in error.value.hint
+        with pytest.raises(NoNetwork) as error:
+            await Network.connect("nats://127.0.0.1:9", CONFIG, connect_s=0.2)
+        assert error.value.rule == "network.unreachable"
+        assert "nats://127.0.0.1:9" in error.value.expected
+
+    run(test())
+
+
+def test_a_connection_serves_one_deployment(tmp_path: Path) -> None:
+    async def test() -> None:
+        local = await Network.local(tmp_path)
+        other = UniqueId.of("another deployment")
+        network = Network(local.port, local.universe, local.identity, other)
+        config = replace(CONFIG, type_tag=Note.TYPE_TAG, wire_size=Note.WIRE_SIZE)
+        with pytest.raises(CallRejected) as error:
+            await Zipnet[Note].read(network, config)
+        assert error.value.rule == "deployment"
+        assert error.value.expected == other.hex()
+        await local.close()
 
     run(test())
 

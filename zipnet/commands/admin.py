@@ -174,7 +174,7 @@ def add(peer: bytes, dh: bytes, out: Path, **values: Any) -> None:
     """Sign for a server: it joins with what is written to --out. Needs no network."""
     _, key, instance, serial = _signer(values)
     made = Endorsement.make(instance, key, peer, dh, serial)
-    _write(out, made.encode())
+    write_new(out, made.encode())
     click.echo(f"endorsed the server {peer.hex()}, serial {serial}")
 
 
@@ -197,10 +197,11 @@ def remove(
     """
     if wipe != (state is not None):
         raise click.UsageError("--wipe and --state FILE belong together")
-    bus = {name: values.pop(name) for name in ("local", "bootstrap")}
+    names = ("local", "bootstrap", "bus_certificates", "replicas")
+    bus = {name: values.pop(name) for name in names}
     deployment, key, instance, serial = _signer(values)
     made = Dismissal.make(instance, key, peer, serial)
-    _write(out, made.encode())
+    write_new(out, made.encode())
     click.echo(f"dismissed the server {peer.hex()}, serial {serial}")
     if send:
         asyncio.run(_ask(deployment, bus, Request(Ask.DISMISS, made.encode())))
@@ -268,7 +269,7 @@ def recover(
         )
     documents = [read_file(path, MAX_DOCUMENT) for path in values["documents"]]
     known = follow(config, [*state.operator_documents, *documents])
-    key = _key(values["key_file"], known)
+    key = operator_key(values["key_file"], known)
     secrets = secrets_from(values["secret_file"], values["committee_secret_file"])
     counter = state.counter + 1
     document = RecoveryDocument(
@@ -287,7 +288,7 @@ def recover(
     missing = [one.name for one in wanted if one.key.hex() not in signatures]
     if not missing:
         RecoveryDocument.verify(signed, known)
-    _write(out, signed)
+    write_new(out, signed)
     click.echo(f"generation   {document.new_generation.hex()}")
     click.echo(f"counter      {counter}")
     click.echo(f"checkpoint   {document.checkpoint.hex()}, entry {state.seq}")
@@ -295,7 +296,7 @@ def recover(
     if missing:
         click.echo(f"missing      {', '.join(missing)}")
     elif recovery is not None and left is not None:
-        _write(recovery, replace(left, document=signed).encode())
+        write_new(recovery, replace(left, document=signed).encode())
         click.echo(f"recovery     {recovery}: start each server with it, as --recovery")
 
 
@@ -361,12 +362,12 @@ async def list_in_force(network: Network, deployment: Deployment) -> AllowList:
 
 
 async def _push(deployment: Deployment, values: dict[str, Any], raw: bytes) -> int:
-    async with opened(values, deployment.universe) as network:
+    async with opened(values, deployment) as network:
         return await send_list(network, deployment, raw)
 
 
 async def _show(deployment: Deployment, values: dict[str, Any]) -> AllowList:
-    async with opened(values, deployment.universe) as network:
+    async with opened(values, deployment) as network:
         return await list_in_force(network, deployment)
 
 
@@ -374,7 +375,7 @@ async def _last_checkpoint(
     deployment: Deployment, values: dict[str, Any], generation: bytes | None
 ) -> Reopening:
     """The network's last checkpoint of this generation, or of the one that servers announce."""
-    async with opened(values, deployment.universe) as network:
+    async with opened(values, deployment) as network:
         if generation is None:
             known = await committee(network, deployment)
             found = {one.instance.generation for one in known.notices.values()}
@@ -391,7 +392,7 @@ async def _last_checkpoint(
 
 
 async def _ask(deployment: Deployment, bus: dict[str, Any], request: Request) -> None:
-    async with opened(bus, deployment.universe) as network:
+    async with opened(bus, deployment) as network:
         await ask_servers(network, deployment, request)
 
 
@@ -399,7 +400,7 @@ def _signer(values: dict[str, Any]) -> tuple[Deployment, Ed25519PrivateKey, Inst
     """Whose deployment, who signs, in which generation, with which serial."""
     deployment = required(deployment_from(values))
     documents = [read_file(path, MAX_DOCUMENT) for path in values["documents"]]
-    key = _key(values["key_file"], follow(deployment.config, documents))
+    key = operator_key(values["key_file"], follow(deployment.config, documents))
     secrets: Secrets = secrets_from(values["secret_file"], values["committee_secret_file"])
     named: bytes | None = values["generation"]
     instance = (
@@ -410,7 +411,7 @@ def _signer(values: dict[str, Any]) -> tuple[Deployment, Ed25519PrivateKey, Inst
     return deployment, key, instance, values["serial"] or time.time_ns() // 1_000_000
 
 
-def _key(path: Path, known: OperatorSet) -> Ed25519PrivateKey:
+def operator_key(path: Path, known: OperatorSet) -> Ed25519PrivateKey:
     """The private key in a file, of one of these operators. Raises ConfigRejected, FileError."""
     key = _private(read_file(path, MAX_KEY))
     if key is None:
@@ -477,7 +478,8 @@ def _signatures(path: Path, document: RecoveryDocument) -> dict[str, envelope.Si
     return dict(signed.signatures)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that was not there. Raises FileUnreadable."""
     try:
         with path.open("xb") as file:
             file.write(data)

@@ -62,14 +62,14 @@ def get(number: int, out: Path | None, as_json: bool, **values: Any) -> None:
 @deployment_options
 @network_options
 @click.option("--after", metavar="ROUND", type=click.IntRange(min=0), default=0, help="From there.")
+@click.option("--follow", is_flag=True, help="Go on with what comes; on a bus only.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
-def subscribe(after: int, as_json: bool, **values: Any) -> None:
-    """Print the messages of final records, the oldest first.
-
-    A network in a folder is open in this process only: it ends with what is there.
-    """
+def subscribe(after: int, follow: bool, as_json: bool, **values: Any) -> None:
+    """Print the messages of final records, the oldest first."""
+    if follow and values["local"]:
+        raise click.UsageError("--follow: a network in a folder is open in this process only")
     deployment = required(deployment_from(values))
-    asyncio.run(_subscribe(deployment, values, after, as_json))
+    asyncio.run(_subscribe(deployment, values, after, as_json, follow))
 
 
 def describe(deployment: Deployment, record: Record) -> dict[str, Any]:
@@ -118,17 +118,17 @@ async def final(network: Network, deployment: Deployment, number: int) -> Signed
 
 
 async def _get(deployment: Deployment, values: dict[str, Any], number: int) -> SignedRecord:
-    async with opened(values, deployment.universe) as network:
+    async with opened(values, deployment) as network:
         return await final(network, deployment, number)
 
 
 async def _subscribe(
-    deployment: Deployment, values: dict[str, Any], after: int, as_json: bool
+    deployment: Deployment, values: dict[str, Any], after: int, as_json: bool, follow: bool
 ) -> None:
-    async with opened(values, deployment.universe) as network:
+    async with opened(values, deployment) as network:
         await committee(network, deployment)
         newest = await (await Archive.open(network, deployment.id.raw)).newest()
-        if newest <= after:
+        if newest <= after and not follow:
             return
         around = lookout(network, deployment)
         await around.open()
@@ -141,7 +141,7 @@ async def _subscribe(
                     click.echo(json.dumps({"round": number} | one, sort_keys=True))
                 else:
                     click.echo(f"{number:>6}  {one.get('text', one['hex'])}")
-            if number >= newest:
+            if number >= newest and not follow:
                 return
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from attestation.errors import FileUnreadable
+from attestation.errors import FileUnreadable, ProviderAbsent
+from attestation.measure.record import Measurements
 from zipnet import config_file
 from zipnet.config import Anchor, Clients, Config, Operator, ShuffleWindow, deployment_id
 from zipnet.datum import Blob
@@ -135,6 +136,27 @@ def show(file: Path, as_json: bool) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name:<{width}}  {value}".rstrip())
+
+
+@config.command("program")
+@click.argument("role", type=click.Choice(["server", "client"]))
+@click.option("--name", help="The program's name, as `--program` gives it; else that of the role.")
+def program(role: str, name: str | None) -> None:
+    """Print what a software TEE measures a program as: an entry for a list of measurements.
+
+    It proves nothing, and only deployments with a mock anchor take it.
+    """
+    try:
+        from zipnet.unsafe_programs import Program, default_program  # noqa: PLC0415
+    except ImportError:
+        raise ProviderAbsent(
+            "there is no software TEE in this image",
+            expected="an installation with mock code",
+            rule="program.absent",
+            hint="production images hold no mock code; `pip install` zipnet on another machine",
+        ) from None
+    found = Program(name, role) if name else default_program(role)
+    click.echo(Measurements((found.measurement,)).dumps().decode(), nl=False)
 
 
 def _facts(found: Config) -> dict[str, Any]:

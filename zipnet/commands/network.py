@@ -7,52 +7,51 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from zipnet import __version__
 from zipnet.access import Access
-from zipnet.commands.settings import Deployment
+from zipnet.commands.settings import Deployment, place_of
 from zipnet.errors import BlobMissing, ConnectTimeout, NoNetwork, ZipnetError
-from zipnet.ids import UniqueId, server_id
+from zipnet.ids import server_id
 from zipnet.network.base import Blobs, Network, Table
-from zipnet.network.index import check_universe
-from zipnet.network.local import LocalNetwork
 from zipnet.network.places import Places
 from zipnet.network.public import Answer, Notice, Request, server_topic
+from zipnet.node.service_network import GUEST, Caller
+from zipnet.node.service_network import opened as reached
 from zipnet.operators import OperatorSet, follow
 from zipnet.roles.committee_view import Lookout
 
+# How long a command waits for a bus to answer.
+ATTEMPT_S = 10.0
+
 
 @contextlib.asynccontextmanager
-async def opened(values: dict[str, Any], universe: UniqueId) -> AsyncIterator[Network]:
+async def opened(
+    values: dict[str, Any], deployment: Deployment, caller: Caller = GUEST
+) -> AsyncIterator[Network]:
     """The network that the options `local` and `bootstrap` name, until the context is left.
 
     Raises NoNetwork, WrongUniverse, EngineError.
     """
-    folder, bus = values["local"], values["bootstrap"]
-    if folder is None:
+    place = place_of(values)
+    if place.folder is not None and not (place.folder / "engine.sqlite").is_file():
         raise NoNetwork(
-            f"version {__version__} can't reach a bus" if bus else "no network was named",
-            expected="--local FOLDER",
-            got=bus or "neither ZIPNET_BOOTSTRAP nor --local",
-            rule="network.absent",
-            hint="a network between processes needs NATS, which comes later; "
-            "`zipnet demo --local FOLDER` leaves one to read",
-        )
-    if not Path(folder, "engine.sqlite").is_file():
-        raise NoNetwork(
-            f"there is no network in {folder}",
+            f"there is no network in {place.folder}",
             expected="a folder that `zipnet demo --local FOLDER` or a node has made",
             rule="network.folder",
             hint="check the path",
         )
-    network = await LocalNetwork.open(folder)
-    try:
-        await check_universe(network, universe)
-        yield network
-    finally:
-        await network.close()
+    if place.folder is None and not place.urls:
+        raise NoNetwork(
+            "no network was named",
+            expected="ZIPNET_BOOTSTRAP (--bootstrap), the URLs of the bus, or --local FOLDER",
+            got="neither",
+            rule="network.absent",
+            hint="operators publish the URLs; `zipnet demo --local FOLDER` leaves a network",
+        )
+    network = reached(place, deployment.id, deployment.universe, caller, ATTEMPT_S)
+    async with network as found:
+        yield found
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,7 @@ async def ask_servers(network: Network, deployment: Deployment, request: Request
         got=last,
         rule="connect",
         hint="on a local network the servers must run in this very process; "
-        "several processes need NATS",
+        "on a bus, look at the servers' logs",
     )
 
 

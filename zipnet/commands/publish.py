@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+import secrets
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from attestation.bundle import Role
 from attestation.files import read_file
-from attestation.verify import Collateral
 from zipnet.access import Access, Network
 from zipnet.commands.network import opened
 from zipnet.commands.settings import (
     FILE,
     Deployment,
+    attestation_options,
     deployment_from,
     deployment_options,
     duration,
@@ -25,8 +26,12 @@ from zipnet.commands.settings import (
     required,
 )
 from zipnet.datum import bytes_datum
-from zipnet.errors import Attestation, Unavailable
+from zipnet.errors import Unavailable
 from zipnet.network import base
+from zipnet.node.service import collateral_source
+from zipnet.node.service_identity import access_of
+from zipnet.node.service_network import Caller
+from zipnet.roles.identity import Identity
 from zipnet.sdk import Outcome, Receipt, Zipnet
 
 MAX_FILE = 1 << 20
@@ -44,13 +49,15 @@ MEANING = {
 @click.argument("message", envvar="ZIPNET_MESSAGE")
 @deployment_options
 @network_options
-@click.option("--collateral", metavar="FILE", type=FILE, help="For the servers' quotes.")
+@attestation_options
 @click.option("--mock-root", metavar="FILE", type=FILE, help="Root (DER) of a mock anchor.")
 @click.option("--timeout", type=duration, default="2m", show_default=True, help="In all.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def publish(
     message: str,
     collateral: Path | None,
+    mock_tee: Path | None,
+    program: str,
     mock_root: Path | None,
     timeout: int,
     as_json: bool,
@@ -61,11 +68,14 @@ def publish(
     Exits with 0 if it landed. Nothing is sent again by itself.
     """
     deployment = required(deployment_from(values))
-    access = Access(
-        collateral=_collateral(collateral),
-        mock_root=b"" if mock_root is None else read_file(mock_root, MAX_FILE),
-        connect_s=timeout / 1000,
-    )
+    if mock_tee is None:
+        access = Access(
+            collateral=collateral_source(collateral),
+            mock_root=b"" if mock_root is None else read_file(mock_root, MAX_FILE),
+        )
+    else:
+        access = access_of(deployment.config, Role.CLIENT, mock_tee, program, collateral)
+    access = replace(access, connect_s=timeout / 1000)
     receipt = asyncio.run(_publish(deployment, values, access, message.encode(), timeout))
     if as_json:
         click.echo(json.dumps(asdict(receipt), indent=2, sort_keys=True))
@@ -76,7 +86,12 @@ def publish(
 
 
 async def send(
-    network: base.Network, deployment: Deployment, access: Access, content: bytes, timeout_ms: int
+    network: base.Network,
+    deployment: Deployment,
+    access: Access,
+    content: bytes,
+    timeout_ms: int,
+    identity: Identity | None = None,
 ) -> Receipt:
     """What became of these bytes.
 
@@ -85,7 +100,7 @@ async def send(
     """
     kind = bytes_datum(deployment.config.wire_size)
     datum = kind(content)
-    node = await Network.over(network, universe=deployment.universe)
+    node = await Network.over(network, universe=deployment.universe, identity=identity)
     try:
         async with asyncio.timeout(timeout_ms / 1000):
             async with await Zipnet[kind].submit(node, deployment.config, access) as sender:
@@ -99,26 +114,10 @@ async def send(
         ) from None
 
 
-def _collateral(path: Path | None) -> Callable[[bytes], Collateral]:
-    """What is in the file, whichever quote it is asked for. Raises AttestationError."""
-    found = None if path is None else Collateral.loads(read_file(path, MAX_FILE))
-
-    def get(_quote: bytes) -> Collateral:
-        if found is None:
-            raise Attestation(
-                "the servers' quotes can't be checked",
-                expected="collateral for their platforms",
-                got="none",
-                rule="collateral",
-                hint="give Intel's documents by --collateral FILE",
-            )
-        return found
-
-    return get
-
-
 async def _publish(
     deployment: Deployment, values: dict[str, Any], access: Access, content: bytes, timeout_ms: int
 ) -> Receipt:
-    async with opened(values, deployment.universe) as network:
-        return await send(network, deployment, access, content, timeout_ms)
+    identity = Identity.fresh(secrets.token_bytes)
+    caller = Caller(identity=identity.signing)
+    async with opened(values, deployment, caller) as network:
+        return await send(network, deployment, access, content, timeout_ms, identity)

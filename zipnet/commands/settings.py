@@ -21,10 +21,13 @@ from attestation.files import read_file
 from zipnet import config_file
 from zipnet.config import Anchor, Config, Operator, deployment_id
 from zipnet.datum import Blob
-from zipnet.errors import ConfigRejected
+from zipnet.errors import ConfigRejected, WireFormatError
 from zipnet.ids import UNIVERSE, InstanceIds, UniqueId
+from zipnet.network.nats import REPLICAS
+from zipnet.node.service_network import Place
 from zipnet.preflight import Role
 from zipnet.protocol.instance import Instance, generation
+from zipnet.protocol.tree import Aggregator, AggregatorTree
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,6 +41,7 @@ WINDOW = {
     "round_deadline": "round_deadline_ms",
     "fold_deadline": "fold_deadline_ms",
 }
+_URL = re.compile(r"(nats|tls)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 
 
@@ -55,6 +59,38 @@ def address(text: str) -> tuple[str, int]:
     if match is None or not int(match[2]) < 1 << 16:
         raise click.BadParameter(f"{_shown(text)} is no host:port such as 127.0.0.1:9100")
     return match[1].strip("[]"), int(match[2])
+
+
+def url(text: str) -> str:
+    """The URL of a node of a bus. Raises BadParameter."""
+    if not _URL.fullmatch(text):
+        # Nor is there a place for a password: nodes are known by their keys.
+        raise click.BadParameter(f"{_shown(text)} is no nats://host:port or tls://host:port")
+    return text
+
+
+def urls(text: str) -> tuple[str, ...]:
+    """The URLs of a bus, between commas. Raises BadParameter."""
+    return tuple(map(url, text.split(",")))
+
+
+def tree(text: str) -> AggregatorTree:
+    """A tree of aggregators, of `PEER:DH[:PARENT]` between commas, the root first.
+
+    Raises BadParameter for what is no tree.
+    """
+    nodes = []
+    for one in text.split(","):
+        match = re.fullmatch(r"([0-9a-f]{64}):([0-9a-f]{64})(?::([0-9]{1,4}))?", one)
+        if match is None:
+            expected = "PEER:DH or PEER:DH:PARENT, keys as 64 lower-case hex digits"
+            raise click.BadParameter(f"{_shown(one)} is not {expected}")
+        parent = int(match[3] or 0)
+        nodes.append(Aggregator(bytes.fromhex(match[1]), bytes.fromhex(match[2]), parent))
+    try:
+        return AggregatorTree(tuple(nodes))
+    except WireFormatError as error:
+        raise click.BadParameter(f"this is no tree: {error}") from error
 
 
 def operator(text: str) -> Operator:
@@ -106,14 +142,65 @@ def deployment_options(command: F) -> F:
 
 def network_options(command: F) -> F:
     """The options that say where the network is."""
-    bootstrap = _option("bootstrap", str, "URLs of the bus, between commas.")
+    bootstrap = _option("bootstrap", urls, "URLs of the bus, between commas.")
+    certificates = _option(
+        "bus_certificates", FILE, "Certificates (PEM) that the bus may show; for tls:// URLs."
+    )
     local = click.option(
         "--local",
         metavar="FOLDER",
         type=FILE,
         help="A network in a folder, which no other process has open.",
     )
-    return bootstrap(local(command))
+    replicas = _option(
+        "replicas",
+        click.IntRange(1, 5),
+        "Servers of the bus that hold what is stored.",
+        default=REPLICAS,
+        show_default=True,
+    )
+    return bootstrap(certificates(replicas(local(command))))
+
+
+def place_of(values: dict[str, Any]) -> Place:
+    """Where the network is, as the options of `network_options` say: a folder before a bus."""
+    folder: Path | None = values["local"]
+    bus: tuple[str, ...] = values["bootstrap"] or ()
+    return Place(() if folder else bus, folder, values["bus_certificates"], values["replicas"])
+
+
+def state_option(command: F) -> F:
+    """Where a node keeps who it is, and what it must not do again."""
+    return _option("state", FILE, "A folder of this node's own, for its keys and guards.")(command)
+
+
+def attestation_options(command: F) -> F:
+    """How a node proves its code, and checks that of others."""
+    for option in (
+        _option("program", str, "What a software TEE measures this program as.", default=""),
+        _option("mock_tee", FILE, "What `attestation mock-pki` wrote, where the anchor is a mock."),
+        _option("collateral", FILE, "For the servers' quotes, where the anchor is tdx."),
+    ):
+        command = option(command)
+    return command
+
+
+def server_options(command: F) -> F:
+    """What only a server is told."""
+    for option in (
+        _option(
+            "trees",
+            tree,
+            "Aggregators, PEER:DH[:PARENT] between commas, root first; again for a fall-back. "
+            "All servers name the same ones.",
+            flag="--tree",
+            multiple=True,
+        ),
+        _option("door", url, "This operator's own node of the bus, whose clients it lets in."),
+        _option("endorsement", FILE, "What `zipnet admin server add` wrote for this server."),
+    ):
+        command = option(command)
+    return recovery_option(command)
 
 
 def secret_options(command: F) -> F:

@@ -50,7 +50,7 @@ def status(as_json: bool, **values: Any) -> None:
 
 
 async def _look(deployment: Deployment, values: dict[str, Any]) -> dict[str, Any]:
-    async with opened(values, deployment.universe) as network:
+    async with opened(values, deployment) as network:
         return await look(network, deployment)
 
 

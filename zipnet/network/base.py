@@ -221,6 +221,14 @@ class Network(Protocol):
         """Raises Denied, Unavailable, EngineMisconfigured."""
         ...
 
+    async def present(self, bundle: bytes) -> None:
+        """Show a ticket's bundle to whoever guards the network, for the right to submit.
+
+        From then on channels use that right, until another bundle is shown. Does nothing where
+        nobody guards. Raises Denied if the bundle is refused, TooLarge, Unavailable.
+        """
+        ...
+
     async def close(self) -> None:
         """End the connection; whoever still waits on it gets Unavailable. Twice is once."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zipnet.ids import InstanceIds, UniqueId
+from zipnet.network import index
 from zipnet.protocol.instance import Instance
 
 
@@ -39,6 +40,13 @@ class Places:
             receipts=_name(ids.receipts),
             blobs=_name(deployment.derive("blobs")),
             committee=ids.committee,
+        )
+
+    @property
+    def public(self) -> frozenset[str]:
+        """What everybody may read: tables, logs and blob stores; the committee's are not in it."""
+        return frozenset(
+            (self.live, self.servers, self.broadcasts, self.receipts, self.blobs, index.TABLE)
         )
 
     def log(self, instance: Instance) -> str:

@@ -163,9 +163,27 @@ def server_topic(server: bytes) -> str:
     return f"server.{server.hex()[:16]}"
 
 
-def node_topic(peer: bytes) -> str:
-    """Where the aggregator with this peer key takes submissions, on the channel `submit`."""
-    return f"node.{peer.hex()[:16]}"
+def server_topics() -> str:
+    """The pattern of all `server_topic`."""
+    return "server.*"
+
+
+def submit_topic(peer: bytes, sender: bytes) -> str:
+    """Where the aggregator `peer` takes what `sender` submits, on the channel `submit`.
+
+    Both are peer keys. Whoever guards the bus lets each sender use its own topics only.
+    """
+    return f"node.{peer.hex()[:16]}.{sender.hex()[:16]}"
+
+
+def submit_pattern(peer: bytes) -> str:
+    """All that is submitted to the aggregator with this peer key."""
+    return f"node.{peer.hex()[:16]}.*"
+
+
+def submit_topics(sender: bytes) -> str:
+    """All topics of the sender with this peer key."""
+    return f"node.*.{sender.hex()[:16]}"
 
 
 def card_key(instance: Instance, server_id: bytes) -> str:
@@ -191,6 +209,8 @@ class Ask(IntEnum):
     ALLOW_LIST = 9  # bodies.RotateAllowList
     OPERATORS = 10  # bodies.ChangeOperators
     DISMISS = 11  # operators.Dismissal
+    RENEW = 12  # bodies.Renew
+    ADMISSION = 13  # a client's bundle: empty if it is good now
     OUTCOME = 8  # u64 round: the answer is a byte of `state.Ending` and a signature of it, or empty
 
 

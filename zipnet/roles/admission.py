@@ -6,7 +6,7 @@ The same stack decides on servers, for clients and other servers, and in a clien
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -38,8 +38,11 @@ PLATFORM = "zipnet/platform/v2"
 CONFIG = "zipnet/config-digest/v2"
 TICKET_LIFE = 3_600
 
-# The collateral for the platform that a quote (its bytes) comes from. May raise AttestationError.
+# The collateral for the platform that a quote (its bytes) comes from, as it is at hand. May raise
+# AttestationError: CollateralUnavailable for what may still come.
 CollateralSource = Callable[[bytes], Collateral]
+# Brings it to hand, from wherever it is published. Raises as above.
+CollateralFetch = Callable[[bytes], Awaitable[object]]
 
 
 def policy_id(instance: Instance) -> bytes:
@@ -67,6 +70,7 @@ class Admission:
     instance: Instance
     collateral: CollateralSource = field(repr=False)
     mock_root: bytes = field(default=b"", repr=False)
+    fetch: CollateralFetch | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         digest = hashlib.sha256(self.mock_root).digest() if self.mock_root else b""
@@ -98,6 +102,14 @@ class Admission:
 
         verifier = MockVerifier(self.mock_root)
         return AllOf(bundle, UnsafeMockTdx(verifier=verifier).require_mrtd(accepted))
+
+    async def prepare(self, bundle: Bundle, role: Role) -> None:
+        """Bring the collateral for a peer to hand, so that `validate` needs no network.
+
+        Raises CollateralUnavailable, which says nothing about the peer, or CollateralRejected.
+        """
+        if self.fetch is not None and self.attests(role):
+            await self.fetch(bundle.quote)
 
     def validate(
         self,

@@ -23,9 +23,10 @@ from zipnet.network.public import (
     Ask,
     LiveRound,
     Request,
-    node_topic,
     receipts_key,
     server_topic,
+    submit_pattern,
+    submit_topic,
 )
 from zipnet.protocol.aggregate import FIXED_BYTES, Aggregate
 from zipnet.protocol.envelope import HEADER_AT, ROUND_AT, envelope_bytes
@@ -85,7 +86,7 @@ class AggregatorRole:
         self._blobs = await self._network.blobs(self._places.blobs)
         self._servers: Channel = self._network.channel(self._places.register)
         self._nodes: Channel = self._network.channel(self._places.submit)
-        mine = node_topic(self._identity.peer)
+        mine = submit_pattern(self._identity.peer)
         async with (
             self._nodes.listen(mine, max_bytes=self._max_pending) as submissions,
             asyncio.TaskGroup() as tasks,
@@ -149,9 +150,8 @@ class AggregatorRole:
         nodes = live.tree.nodes
         at = next(i for i, node in enumerate(nodes) if node.peer == self._identity.peer)
         if at:
-            await self._ask(
-                self._nodes, node_topic(nodes[nodes[at].parent].peer), aggregate.encode()
-            )
+            where = submit_topic(nodes[nodes[at].parent].peer, self._identity.peer)
+            await self._ask(self._nodes, where, aggregate.encode())
             return
         request = Request(Ask.AGGREGATE, aggregate.encode()).encode()
         for server in live.header.header.servers:

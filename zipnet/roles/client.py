@@ -8,7 +8,6 @@ its receipt where that was lost, tells why an envelope was refused.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import logging
 from collections import deque
@@ -25,11 +24,11 @@ from zipnet.config import Config
 from zipnet.errors import (
     Attestation,
     ConnectTimeout,
+    Denied,
     EngineError,
     Protocol,
     Refused,
     Shutdown,
-    Unavailable,
     WireFormatError,
     ZipnetError,
 )
@@ -41,9 +40,8 @@ from zipnet.network.public import (
     ClientStatus,
     LiveRound,
     Request,
-    node_topic,
-    receipts_key,
     server_topic,
+    submit_topic,
 )
 from zipnet.protocol.guards import ClientGuard, Store
 from zipnet.protocol.header import Header
@@ -52,30 +50,25 @@ from zipnet.protocol.pads import KeystreamXor
 from zipnet.protocol.record import SignedRecord
 from zipnet.protocol.sheet import Sheet
 from zipnet.protocol.speaker import Message, Outcome
-from zipnet.roles.admission import Ticketing
+from zipnet.roles.admission import TICKET_LIFE, Ticketing
+from zipnet.roles.asking import ask_any
 from zipnet.roles.client_core import ClientCore, Sealed
 from zipnet.roles.committee_view import CommitteeView, Lookout
 from zipnet.roles.identity import Draw, Identity
-from zipnet.roles.unanswered import NO_RECEIPT, NOT_REFUSED, Asked, rule_of
+from zipnet.roles.presenting import Presenter
+from zipnet.roles.unanswered import NOT_REFUSED, Asked, Told, receipt_rule
 
 log = logging.getLogger("zipnet.client")
 
 POLL = 0.1
 MAX_UNANSWERED = 16
+# When a ticket is renewed, in parts of its life.
+RENEW_FROM, RENEW_UNTIL = 0.5, 0.75
 # Rules of tickets that a new ticket of the same node may satisfy.
 OLD_TICKET = ("beacon", "stale", "expired")
 UNEXPLAINED = (Outcome.LATE, Outcome.UNPUBLISHED)
 
 Settled = Sequence[tuple[Message, Outcome]]
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What became of a message: its outcome, the round, and the rule if it was refused or late."""
-
-    outcome: str
-    round: int
-    rule: str = ""
 
 
 @dataclass(slots=True)
@@ -113,6 +106,7 @@ class ClientRole:
         self._core: ClientCore
         self._waiting: dict[int, asyncio.Future[Told]] = {}
         self._rules: dict[int, str] = {}
+        self._presenter = Presenter(network, settings.clock)
         self._unanswered: dict[int, Asked] = {}
         self._tasks: asyncio.TaskGroup
         self._posted = 0
@@ -125,6 +119,7 @@ class ClientRole:
         self._changed = asyncio.Condition()
         self._barred: Attestation | None = None
         self._registration = b""
+        self._renew_ms = 0
         self.refusal = ""
         self.rounds = 0
         self.taking_part = asyncio.Event()
@@ -199,8 +194,7 @@ class ClientRole:
     async def _register(self) -> None:
         view = self._view
         await self._lookout.check_generation(self._instance, view.operators)
-        ticketing = self._set.ticketing(view.instance)
-        bundle = ticketing.bundle(view.beacons[-1], Fresh.BEACON, self._now())
+        bundle = await self._bundle()
         key = self._core.epoch_key(view.next_epoch, self._set.clock())
         self._posted = view.next_epoch
         body = bodies.Register(bundle, key).encode()
@@ -214,8 +208,39 @@ class ClientRole:
                 return await self._register()
             if error.rule != "epoch-key.serial":
                 raise  # but this one says that the log has it, and an answer was lost
-        self._registration = blake3(body).digest()
+        self._registered(body)
+        if self._presenter.due:
+            await self._present(bundle)
         return None
+
+    def _registered(self, body: bytes) -> None:
+        """Note what the log has, and when to show it a newer ticket: not all clients at once."""
+        self._registration = blake3(body).digest()
+        share = RENEW_FROM + (RENEW_UNTIL - RENEW_FROM) * self._set.draw(1)[0] / 255
+        self._renew_ms = self._set.clock() + int(share * TICKET_LIFE * 1000)
+
+    async def _keep_ticket(self) -> None:
+        """Show the bus, and in time the log, a newer ticket. Raises Protocol, EngineError."""
+        late = self._set.clock() >= self._renew_ms
+        if self._presenter.due or late:
+            self._view = await self._lookout.look(self._now())
+            bundle = await self._bundle()
+            await self._present(bundle)
+            if late:
+                body = bodies.Renew(bundle).encode()
+                await self._ask_any(Ask.RENEW, body)
+                self._registered(body)
+
+    async def _bundle(self) -> bytes:
+        ticketing, beacon = self._set.ticketing(self._view.instance), self._view.beacons[-1]
+        # A quote takes a TD a second.
+        return await asyncio.to_thread(ticketing.bundle, beacon, Fresh.BEACON, self._now())
+
+    async def _present(self, bundle: bytes) -> None:
+        """Ask the bus for the right to submit; who is refused hears why."""
+        error = await self._presenter.show(bundle, self._register_channel, self._view)
+        if error is not None:
+            self._bar(error)
 
     async def retire(self) -> None:
         """Take the registration back, after the end of `run`: no round counts on this client.
@@ -231,21 +256,8 @@ class ClientRole:
         await self._ask_any(Ask.RETIRE, body.encode())
 
     async def _ask_any(self, ask: Ask, body: bytes) -> bytes:
-        """Ask one server after another until one answers. Raises Protocol for a refusal."""
-        request = Request(ask, body).encode()
-        servers = list(self._view.servers)
-        # Not always the same one first: each carries its share.
-        start = int.from_bytes(self._core.id[:2], "big") % len(servers)
-        last: ZipnetError | None = None
-        for server in servers[start:] + servers[:start]:
-            try:
-                raw = await self._register_channel.ask(server_topic(server), request)
-                return Answer.decode(raw).content_or_raise(f"server {server.hex()[:16]}")
-            except EngineError as error:
-                last = error
-            except Refused as error:
-                raise Protocol(error.message, rule=error.rule, hint=error.hint) from error
-        raise Unavailable("no server answers", rule="ask", got=str(last)) from last
+        channel, servers = self._register_channel, self._view.servers
+        return await ask_any(channel, servers, self._core.id, ask, body)
 
     async def _stay(self) -> None:
         """Look how the log sees this client; a refusal by a server is what `refusal` says."""
@@ -253,6 +265,7 @@ class ClientRole:
             try:
                 if self._silence_ms() > self._set.config.window.round_deadline_ms:
                     await self._lookout.check_generation(self._instance, self._view.operators)
+                await self._keep_ticket()
                 raw = await self._ask_any(Ask.STATUS, self._core.id)
                 status = ClientStatus.decode(raw)
                 refusals = [one for one in status.refusals if self._heeds(one[0])]
@@ -262,8 +275,10 @@ class ClientRole:
                 elif refusals:
                     self._bar(self._view.turned_away(*refusals[0]))
                 elif self._silence_ms() > self._set.config.window.round_deadline_ms:
-                    # No rounds: perhaps for a server with which no other signs.
+                    # No rounds: perhaps for a server with which no other signs, or for want of keys
+                    # where an epoch is over that never had a live header.
                     self._view = await self._lookout.look(self._now())
+                    await self._keep_key(self._view.next_epoch)
             except Attestation as error:
                 self._bar(error)
             except ConnectTimeout as error:
@@ -370,7 +385,7 @@ class ClientRole:
 
     async def _submit(self, live: LiveRound, sealed: Sealed) -> None:
         number, rule = live.header.header.round, ""
-        where = node_topic(live.tree.nodes[sealed.leaf].peer)
+        where = submit_topic(live.tree.nodes[sealed.leaf].peer, self._set.identity.peer)
         try:
             raw = await self._submit_channel.ask(where, sealed.envelope)
             Answer.decode(raw).content_or_raise("the aggregator")
@@ -378,6 +393,8 @@ class ClientRole:
             rule = error.rule
             log.warning("round %d: %s", number, error)
         except EngineError as error:
+            if isinstance(error, Denied):
+                self._presenter.lost()
             log.warning("round %d: the aggregator does not answer: %s", number, error)
             return
         if self._unanswered.pop(number, None) is not None and rule:
@@ -475,26 +492,7 @@ class ClientRole:
                 future.set_result(Told(word, round_number, rule))
 
     async def _receipt(self, asked: Asked) -> str:
-        """Why an envelope whose answer was lost is not in, as its leaf says."""
-        number, window = asked.live.header.header.round, self._set.config.window
-        key = receipts_key(number, asked.leaf)
-        leaf, clients = asked.live.tree.nodes[asked.leaf], asked.clients
-        # A leaf makes them half a deadline after its sum, or when the next round begins.
-        seconds = (window.fold_deadline_ms + window.round_period_ms) / 1000
-        with contextlib.suppress(TimeoutError, EngineError):
-            async with asyncio.timeout(seconds):
-                async for item in self._receipts.watch(key):
-                    if item.key != key or item.value is None:
-                        continue
-                    try:
-                        receipt = self._core.receipt(item.value, number, leaf, clients)
-                    except ZipnetError as error:  # anybody on the bus may write there
-                        log.warning("round %d: no receipts of its leaf: %s", number, error)
-                        continue
-                    if receipt is None:
-                        continue
-                    return rule_of(receipt)
-        return NO_RECEIPT
+        return await receipt_rule(asked, self._receipts, self._core, self._set.config.window)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._set.clock() / 1000, UTC)

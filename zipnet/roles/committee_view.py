@@ -15,7 +15,7 @@ from datetime import datetime
 
 from attestation.allowlist import AllowList
 from attestation.bundle import Bundle, Role
-from attestation.errors import AttestationError
+from attestation.errors import AttestationError, CollateralUnavailable
 from attestation.ticket import Beacons
 from zipnet.config import Config
 from zipnet.errors import Attestation, ConnectTimeout, EngineError, Protocol, Shutdown, ZipnetError
@@ -50,11 +50,12 @@ class CommitteeView:
     next_epoch: int
     expires: datetime
 
-    def turned_away(self, server: bytes, rule: str) -> Attestation:
+    def turned_away(self, server: bytes, rule: str, said: str = "") -> Attestation:
         """The error of a client that this server refuses."""
         operator = self.names.get(server, "an operator not in force")
         return Attestation(
             f"the server of {operator} ({server.hex()[:16]}) refuses this client",
+            got=said,
             rule=rule,
             hint=f"the rule is what that server checked; ask {operator} which list is in force",
         )
@@ -189,6 +190,17 @@ class Lookout:
                 hint="connect again, and say again what was never heard of",
             )
 
+    async def generation(self) -> Instance | None:
+        """The generation that the servers of all operators are in; None unless it is one.
+
+        Raises DocumentRejected, EngineError.
+        """
+        operators = (await self.history())[-1]
+        wanted = tuple(key for key in operators.keys if key not in self._waived)
+        found = {n.endorsement.operator: n.instance for n in await self._notices(wanted)}
+        agreed = set(found.values())
+        return agreed.pop() if len(found) == len(wanted) and len(agreed) == 1 else None
+
     async def absent(self, operators: OperatorSet) -> list[str]:
         """The names of those of whom no server shows itself, waived ones aside."""
         wanted = {one.key: one.name for one in operators.operators if one.key not in self._waived}
@@ -269,9 +281,17 @@ class Lookout:
                 bundle = Bundle.decode(card.bundle)
                 if bundle.ticket.peer_id != notice.endorsement.peer:
                     raise Protocol("the ticket is of another peer", rule="peer")
+                await admission.prepare(bundle, Role.SERVER)
                 expiry = admission.validate(
                     bundle, Role.SERVER, accepted, Beacons(frozenset(beacons)), now
                 )
+            except CollateralUnavailable as error:
+                raise ConnectTimeout(
+                    f"the ticket of {name}'s server can't be judged: {error.message}",
+                    got=error.got,
+                    rule=error.rule,
+                    hint=error.hint,
+                ) from error
             except (AttestationError, ZipnetError) as error:
                 if error.rule == "beacon":
                     raise ConnectTimeout(

@@ -20,6 +20,7 @@ from zipnet.network.public import Answer, Ask, ClientStatus, Request
 from zipnet.operators import Dismissal
 from zipnet.protocol.codec import Reader
 from zipnet.protocol.roster import RESUME, EpochKey
+from zipnet.roles.gate import Gate
 
 log = logging.getLogger("zipnet.server")
 
@@ -32,9 +33,10 @@ class Desk:
         state: Callable[[], State],
         blobs: Blobs,
         append: Callable[[bodies.Body, int], Awaitable[Applied]],
-        prove: Callable[[bytes], bytes],
+        prove: Callable[[bytes], Awaitable[bytes]],
         sign_outcome: Callable[[int, bytes], bytes],
         registered: Callable[[], None],
+        gate: Gate,
     ) -> None:
         self._state = state
         self._blobs = blobs
@@ -42,6 +44,7 @@ class Desk:
         self._prove = prove
         self._sign_outcome = sign_outcome
         self._registered = registered
+        self._gate = gate
 
     async def serve(self, requests: AsyncIterator[Message]) -> None:
         """Answer for ever, many at a time."""
@@ -65,22 +68,25 @@ class Desk:
     async def _handle(self, request: Request) -> bytes:
         match request.ask:
             case Ask.PROVE:
-                return self._prove(request.body)
+                return await self._prove(request.body)
             case Ask.STATUS:
                 return self._status(request.body).encode()
             case Ask.OUTCOME:
                 return self._outcome(int.from_bytes(request.body[:8], "big"))
             case Ask.AGGREGATE:
                 return await self._aggregate(request.body)
+            case Ask.ADMISSION:
+                self._gate.check(Bundle.decode(request.body))
+                return b""
         reader = Reader(request.body, "request", at_most=bodies.MAX_COMMAND)
         body = BODIES[request.ask](reader)
         reader.done()
         check_request(self._state(), body)
-        if isinstance(body, bodies.Register):
+        if isinstance(body, bodies.Register | bodies.Renew):
             # Whoever judges the client finds its bundle there.
             await self._blobs.put(request.body)
         await self._say(body, 0)
-        if isinstance(body, bodies.Register):
+        if isinstance(body, bodies.Register | bodies.Renew):
             self._registered()
         return b""
 
@@ -126,6 +132,11 @@ def check_request(state: State, body: bodies.Body) -> None:
             if not bundle.possessed():
                 raise Refused("the bundle is not signed by its peer key", rule="register.pop")
             check_client_key(state, body.key, client_id(ticket.dh_pub), ticket.peer_id)
+        case bodies.Renew():
+            bundle = Bundle.decode(body.bundle)
+            client = _known(state, client_id(bundle.ticket.dh_pub), "client.unknown")
+            if not bundle.possessed() or bundle.ticket.peer_id != client.peer:
+                raise Refused("the bundle is not signed by the client's peer key", rule="renew.pop")
         case bodies.EpochKeys():
             for key in body.keys:
                 client = _known(state, key.member, "epoch-key.unknown")
@@ -156,6 +167,7 @@ def _dismissal(reader: Reader) -> bodies.Body:
 # What a request asks to be appended.
 BODIES: dict[Ask, Callable[[Reader], bodies.Body]] = {
     Ask.REGISTER: bodies.Register.read,
+    Ask.RENEW: bodies.Renew.read,
     Ask.EPOCH_KEY: _epoch_key,
     Ask.RESUME: bodies.ResumeNode.read,
     Ask.RETIRE: bodies.Retire.read,

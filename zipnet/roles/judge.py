@@ -10,7 +10,7 @@ from datetime import datetime
 
 from attestation.allowlist import AllowList
 from attestation.bundle import Bundle, Role
-from attestation.errors import AttestationError
+from attestation.errors import AttestationError, CollateralUnavailable
 from attestation.ticket import Beacons, Challenge
 from zipnet.committee import bodies
 from zipnet.committee.events import Applied
@@ -111,6 +111,7 @@ class Judge:
                 if bundle.ticket.peer_id != server.peer:
                     raise Refused("another peer answers for the server", rule="peer")
                 fresh = Challenge(challenge)
+                await self._admission.prepare(bundle, Role.SERVER)
                 expiry = self._admission.validate(
                     bundle, Role.SERVER, accepted[0], fresh, self._now()
                 )
@@ -174,9 +175,13 @@ class Judge:
             # Who was let in with a beacon of then stays until the ticket ends.
             again = before is not None and before.registration == client.registration
             fresh = {bundle.ticket.fresh} if again else beacons(self._state())
+            await self._admission.prepare(bundle, Role.CLIENT)
             expiry = self._admission.validate(
                 bundle, Role.CLIENT, accepted, Beacons(frozenset(fresh)), self._now()
             )
+        except CollateralUnavailable as error:
+            log.warning("client %s can't be judged: %s", client.id.hex()[:16], error.diagnostics())
+            return None
         except AttestationError as error:
             log.info("client %s refused by rule %s", client.id.hex()[:16], error.rule)
             return (error.rule or "unnamed")[: bodies.MAX_RULE]

@@ -47,6 +47,7 @@ from zipnet.protocol.pads import KeystreamXor
 from zipnet.protocol.tree import AggregatorTree
 from zipnet.roles.admission import Admission, Ticketing
 from zipnet.roles.desk import Desk
+from zipnet.roles.gate import Gate
 from zipnet.roles.identity import Draw
 from zipnet.roles.judge import Judge
 from zipnet.roles.metrics import Metrics
@@ -99,7 +100,9 @@ class Server:
         self._wake = asyncio.Event()
         self._todo: asyncio.Queue[HeaderLive | RoundFinal | int] = asyncio.Queue()
         self._noticed = b""
+        self._quoting = asyncio.Lock()
         self.joined = asyncio.Event()
+        self.gate = Gate(settings.admission, lambda: self.state, self._now)
         self.core: ServerCore
         self.group: Group
         self.judge: Judge
@@ -143,6 +146,7 @@ class Server:
             self._prove,
             self._sign_outcome,
             self.judge.noted.set,
+            self.gate,
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.group.run(self._set.tip))
@@ -196,8 +200,10 @@ class Server:
         log.info("generation %d begins: %s", state.counter, state.instance.generation.hex()[:16])
 
     async def _join(self) -> None:
-        raw = self.core.join(self._set.endorsement, self._set.clock())
-        applied = await self._execute(raw)
+        applied = await self._execute(self.core.join(self._set.endorsement, self._set.clock()))
+        while applied.rule == "epoch-key.epoch":
+            # An epoch has begun since this server looked: once more, for the next one.
+            applied = await self._execute(self.core.join(self._set.endorsement, self._set.clock()))
         if applied.verdict is Verdict.REFUSED:
             raise Refused(f"the committee refuses this server: {applied.detail}", rule=applied.rule)
         log.info("joined the committee as %s", self.core.id.hex()[:16])
@@ -283,7 +289,7 @@ class Server:
             await self._publish_notice()
             if self.state.next_round - carded >= CARD_ROUNDS and beacons(self.state):
                 carded = self.state.next_round
-                card = Card(self._set.endorsement, self._beaconed())
+                card = Card(self._set.endorsement, await self._beaconed())
                 key = card_key(self.state.instance, self.core.id)
                 await self._put(self._cards, key, card.encode())
             try:
@@ -367,10 +373,10 @@ class Server:
             tuple(blake3(raw).digest() for raw in state.operator_documents),
         ).signed(self._set.ticketing.identity.signing)
 
-    def _beaconed(self) -> bytes:
+    async def _beaconed(self) -> bytes:
         state = self.state
         fresh = state.beacons[-1] if state.beacons else state.first_beacon
-        return self._set.ticketing.bundle(fresh, Fresh.BEACON, self._now())
+        return await self._quoted(fresh, Fresh.BEACON)
 
     async def _put(
         self, table: Table, key: str, value: bytes, still: Callable[[], bool] = lambda: True
@@ -405,8 +411,14 @@ class Server:
         key = self._set.ticketing.identity.signing
         return self.state.instance.sign(key, OUTCOME, round_number, ending)
 
-    def _prove(self, challenge: bytes) -> bytes:
-        return self._set.ticketing.bundle(challenge, Fresh.CHALLENGE, self._now())
+    async def _prove(self, challenge: bytes) -> bytes:
+        return await self._quoted(challenge, Fresh.CHALLENGE)
+
+    async def _quoted(self, fresh: bytes, kind: Fresh) -> bytes:
+        # A quote takes a TD a second, in which rounds must go on; the device makes one at a time.
+        async with self._quoting:
+            bundle = self._set.ticketing.bundle
+            return await asyncio.to_thread(bundle, fresh, kind, self._now())
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._set.clock() / 1000, UTC)

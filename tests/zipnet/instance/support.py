@@ -10,15 +10,17 @@ from contextlib import asynccontextmanager
 from tests.simulator.nodes import Ledger
 from zipnet.committee.state import Ending, State
 from zipnet.datum import bytes_datum, encode_exact
-from zipnet.demo import CLIENT, DATUM_BYTES, SERVER, DemoInstance, Operators, Program, demo_window
+from zipnet.demo import CLIENT, DATUM_BYTES, SERVER, DemoInstance, Operators, demo_window
 from zipnet.network.base import Network
 from zipnet.network.local import LocalNetwork
 from zipnet.network.places import Places
 from zipnet.protocol.record import SignedRecord
 from zipnet.protocol.slots import Kind, read_slots
-from zipnet.roles.client import ClientRole, Told
+from zipnet.roles.client import ClientRole
 from zipnet.roles.identity import Identity
 from zipnet.roles.server import Server
+from zipnet.roles.unanswered import Told
+from zipnet.unsafe_programs import Program
 
 # How long anything may take, in seconds. Enough for a busy machine.
 PATIENCE = 30.0

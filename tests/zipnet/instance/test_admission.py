@@ -10,9 +10,10 @@ import pytest
 from attestation.allowlist import AllowList, Entry, TcbPolicy, assemble, sign
 from tests.zipnet.instance.support import PATIENCE, Town, run, together, town
 from zipnet.committee.state import Ending
-from zipnet.demo import CLIENT, SERVER, Program, clock
+from zipnet.demo import CLIENT, SERVER, clock
 from zipnet.errors import Attestation, Refused
 from zipnet.roles.client import ClientRole
+from zipnet.unsafe_programs import Program
 
 OTHER_SERVER = Program("server 2", "server")
 OTHER_CLIENT = Program("client 2", "client")
@@ -162,6 +163,29 @@ def test_windows_of_a_list_go_by_the_committees_time() -> None:
             assert set(made.endings()) == {Ending.FINAL}
             error = await refused(leaves, made, "gone")
             assert error.rule
+            await made.check()
+
+    run(body())
+
+
+def test_a_ticket_is_renewed_and_the_client_stays_in() -> None:
+    async def body() -> None:
+        async with town(clients=3) as made:
+            client = made.clients[0]
+            await made.say_until_landed(client, "with the first ticket")
+            who, first = client._core.id, client._registration
+            member = made.state.clients[who].member
+            client._renew_ms = 0
+            await made.until(lambda: made.state.clients[who].registration != first)
+            assert made.state.clients[who].member == member
+            await made.until(
+                lambda: (
+                    {v.registration for v in made.state.clients[who].vouchers.values()}
+                    == {client._registration}
+                )
+            )
+            await made.say_until_landed(client, "with the second ticket")
+            assert made.state.clients[who].member == member
             await made.check()
 
     run(body())

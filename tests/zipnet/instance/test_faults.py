@@ -13,7 +13,8 @@ from tests.zipnet.instance.support import PATIENCE, Town, run, town
 from zipnet.committee.state import Ending, Phase
 from zipnet.demo import clock
 from zipnet.errors import Attestation, Shutdown
-from zipnet.roles.client import ClientRole, Told
+from zipnet.roles.client import ClientRole
+from zipnet.roles.unanswered import Told
 
 
 async def stop(task: asyncio.Task[None]) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 
 from tests.zipnet.instance.support import Town, run, together, town
 from zipnet.network.local import LocalNetwork
-from zipnet.roles.client import Told
+from zipnet.roles.unanswered import Told
 
 
 async def chatter(made: Town, prefix: str, each: int) -> list[Told]:

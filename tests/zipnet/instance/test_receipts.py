@@ -18,7 +18,7 @@ from zipnet.errors import Refused, Unavailable
 from zipnet.network.base import Channel
 from zipnet.network.local import LocalNetwork
 from zipnet.network.places import Places
-from zipnet.network.public import node_topic, receipts_key
+from zipnet.network.public import receipts_key, submit_topic
 from zipnet.protocol.envelope import (
     PAYLOAD_AT,
     RATE_TAG_AT,
@@ -31,9 +31,9 @@ from zipnet.protocol.envelope import (
 from zipnet.protocol.receipts import ENTRY, Receipt, Status, check_blob, join
 from zipnet.roles.aggregator import AggregatorRole
 from zipnet.roles.aggregator_core import AggregatorCore
-from zipnet.roles.client import ClientRole, Told
+from zipnet.roles.client import ClientRole
 from zipnet.roles.identity import Identity
-from zipnet.roles.unanswered import ABSENT, LATE, NO_RECEIPT, TAKEN
+from zipnet.roles.unanswered import ABSENT, LATE, NO_RECEIPT, TAKEN, Told
 
 # The leaf's bookkeeping, without a network
 
@@ -417,7 +417,8 @@ def test_envelopes_over_the_byte_budget_are_late(monkeypatch: pytest.MonkeyPatch
 
             async def flood(envelope: bytes) -> None:
                 leaf._answer = slow  # type: ignore[method-assign]
-                where, junk = node_topic(leaf._identity.peer), bytes(len(envelope))
+                where = submit_topic(leaf._identity.peer, bytes(32))
+                junk = bytes(len(envelope))
                 # The node takes one of the first, and is busy with that while the second come.
                 for _ in range(2):
                     await asyncio.gather(*(channel.send(where, junk) for _ in range(8)))

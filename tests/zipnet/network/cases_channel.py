@@ -14,7 +14,7 @@ from zipnet.errors import (
     TooLarge,
     Unavailable,
 )
-from zipnet.network.base import Channel, Message
+from zipnet.network.base import Channel, Item, Message
 
 CHANNEL = Suite()
 BLOBS = Suite()
@@ -312,3 +312,38 @@ async def denied_guest(bench: Bench) -> None:
                 await soon(call)
         assert [entry.seq for entry in await take(public.read(last - 1), 1)] == [last]
     assert await log.bounds() == (1, last)
+
+
+@DENIED.case("a guest reads public tables and blobs, and what is new", needs="deny")
+async def public_reading(bench: Bench) -> None:
+    table, blobs = await bench.a.table(PUBLIC_LOG), await bench.a.blobs(PUBLIC_LOG)
+    log = await bench.a.log(PUBLIC_LOG)
+    await table.put("gone", b"")
+    await table.delete("gone")
+    rev = await table.put("k", b"1")
+    digest = await blobs.put(bytes(range(256)) * 2000)
+    guest = await soon(bench.harness.guest())
+    seen = await guest.table(PUBLIC_LOG)
+    watch, reader = seen.watch(), (await guest.log(PUBLIC_LOG)).read((await log.bounds())[1])
+    assert await take(watch, 1) == [Item("k", b"1", rev)]
+    entry = asyncio.ensure_future(anext(reader))
+    item = asyncio.ensure_future(anext(watch))
+    seq = await log.append(b"new", key=bench.name())
+    rev = await table.put("k", b"2")
+    assert await soon(item) == Item("k", b"2", rev)
+    assert (await soon(entry)).seq == seq
+    more = [await log.append(b"%d" % n, key=bench.name()) for n in range(100)]
+    assert [entry.seq for entry in await take(reader, 100)] == more
+    await table.put("lease", b"", ttl=1)
+    assert [one.value for one in await take(watch, 2)] == [b"", None]
+    await table.delete("k")
+    assert [(one.key, one.value) for one in await take(watch, 1)] == [("k", None)]
+    assert await seen.get("k") is None
+    assert len(await (await guest.blobs(PUBLIC_LOG)).get(digest)) == 512_000
+    with pytest.raises(BlobMissing):
+        await (await guest.blobs(PUBLIC_LOG)).get(bytes(32))
+    for call in (seen.put("k", b""), seen.delete("k")):
+        with pytest.raises(Denied):
+            await soon(call)
+    with pytest.raises(Denied):
+        await (await guest.blobs(PUBLIC_LOG)).put(b"")

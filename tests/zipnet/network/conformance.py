@@ -15,7 +15,7 @@ import pytest
 from zipnet.network.base import Network
 
 T = TypeVar("T")
-# What a guest may read; it may do nothing else.
+# The log, table and archive that a guest may read; it may do nothing else.
 PUBLIC_LOG = "public"
 # How long anything but a killed engine may take, in seconds. Enough for a busy machine.
 PATIENCE = 20.0
@@ -37,7 +37,7 @@ class Harness(Protocol):
         ...
 
     async def guest(self) -> Network:
-        """A handle that may only read PUBLIC_LOG (ability "deny")."""
+        """A handle that may only read what has the name PUBLIC_LOG (ability "deny")."""
         ...
 
     async def stranger(self) -> Network:

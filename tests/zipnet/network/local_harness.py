@@ -30,7 +30,8 @@ class LocalHarness:
         return handle
 
     async def guest(self) -> Network:
-        allowed = {(Action.CONNECT, ""), (Action.READ, f"log/{PUBLIC_LOG}")}
+        allowed = {(Action.CONNECT, "")}
+        allowed |= {(Action.READ, f"{kind}/{PUBLIC_LOG}") for kind in ("log", "table", "blobs")}
         handle = await self._handles[0].connect(lambda action, name: (action, name) in allowed)
         self._handles.append(handle)
         return handle

@@ -13,7 +13,7 @@ from blake3 import blake3
 from attestation.bundle import Role
 from tests.zipnet.instance.support import Town, run, town
 from tests.zipnet.network.cases_group import Replica, history
-from zipnet.demo import SERVER, Operators, Program, demo_window
+from zipnet.demo import SERVER, Operators, demo_window
 from zipnet.errors import GuardRefused, LogBroken, StateDamaged
 from zipnet.network.base import Network
 from zipnet.network.group import LATEST, Pointer, Tip
@@ -23,6 +23,7 @@ from zipnet.node.state import UnsafePlainState
 from zipnet.protocol.guards import seal_once
 from zipnet.roles.identity import Identity
 from zipnet.roles.server import Server
+from zipnet.unsafe_programs import Program
 
 SHORT = {"round_period_ms": 150, "round_deadline_ms": 2_000, "fold_deadline_ms": 500}
 
