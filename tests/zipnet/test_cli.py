@@ -146,6 +146,9 @@ def test_usage_errors(arguments: list[str], words: str) -> None:
 def test_module() -> None:
     command = [sys.executable, "-m", "zipnet"]
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"zipnet, version {__version__}, wire 2, machine 1\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"zipnet, version {__version__}, wire 2, machine 1\n",
+    )
     done = subprocess.run([*command, "gateway"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")

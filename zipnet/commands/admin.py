@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import re
 import time
 from collections.abc import Callable
@@ -19,8 +17,10 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from attestation import envelope
 from attestation.allowlist import AllowList
+from attestation.bundle import Role
 from attestation.errors import AllowListRejected, FileUnreadable
 from attestation.files import read_file
+from zipnet.commands.admin_files import erase, write_new
 from zipnet.commands.network import ask_servers, committee, opened
 from zipnet.commands.settings import (
     FILE,
@@ -33,15 +33,18 @@ from zipnet.commands.settings import (
     required,
     secret_options,
     secrets_from,
+    state_option,
 )
 from zipnet.committee import bodies, snapshot
 from zipnet.committee.machine import Machine
 from zipnet.committee.state import Rules
-from zipnet.errors import BlobMissing, ConfigRejected, DocumentRejected, GuardRefused
+from zipnet.errors import BlobMissing, ConfigRejected, DocumentRejected
 from zipnet.network.base import Network
 from zipnet.network.places import Places
 from zipnet.network.public import Ask, Request
 from zipnet.network.recovery import Reopening, last_checkpoint
+from zipnet.node.service_identity import kept
+from zipnet.node.service_network import GUEST, Caller
 from zipnet.operators import (
     NOBODY,
     RECOVERY_TYPE,
@@ -58,8 +61,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 MAX_KEY = 4096
 MAX_DOCUMENT = 1 << 20
 MAX_SNAPSHOT = 1 << 30
-# Of what is erased, at a time.
-CHUNK = 1 << 20
 
 
 @click.group("admin")
@@ -217,6 +218,7 @@ def remove(
 @network_options
 @secret_options
 @signer_options
+@state_option
 @click.option("--offender", metavar="NAME", help="The one operator who doesn't sign.")
 @click.option(
     "--generation", type=hex32, help="The old one, of the network's checkpoint; else as announced."
@@ -242,11 +244,13 @@ def recover(
     others: tuple[Path, ...],
     generation: bytes | None,
     recovery: Path | None,
+    state: Path | None,
     **values: Any,
 ) -> None:
     """Sign that the next generation begins from CHECKPOINT, a snapshot of the committee's state.
 
-    Without CHECKPOINT it is the last one on the network that all servers signed.
+    Without CHECKPOINT it is the last one on the network that all servers signed. A bus shows it to
+    servers only: --state is the folder of this operator's server, which has stopped.
 
     All operators do so with the same checkpoint and the same new committee secret; the last one
     joins the documents of the others.
@@ -257,24 +261,24 @@ def recover(
     config = deployment.config
     left = None
     if checkpoint is None:
-        left = asyncio.run(_last_checkpoint(deployment, values, generation))
+        left = asyncio.run(_last_checkpoint(deployment, values, generation, state))
     raw = read_file(checkpoint, MAX_SNAPSHOT) if checkpoint else left.snapshot if left else b""
-    state = Machine.restore(Rules.of(config), raw).state
-    if state.instance.deployment_id != deployment.id.raw:
+    last = Machine.restore(Rules.of(config), raw).state
+    if last.instance.deployment_id != deployment.id.raw:
         raise DocumentRejected(
             "the checkpoint is of another deployment",
             expected=deployment.id.hex(),
-            got=state.instance.deployment_id.hex(),
+            got=last.instance.deployment_id.hex(),
             rule="deployment",
         )
     documents = [read_file(path, MAX_DOCUMENT) for path in values["documents"]]
-    known = follow(config, [*state.operator_documents, *documents])
+    known = follow(config, [*last.operator_documents, *documents])
     key = operator_key(values["key_file"], known)
     secrets = secrets_from(values["secret_file"], values["committee_secret_file"])
-    counter = state.counter + 1
+    counter = last.counter + 1
     document = RecoveryDocument(
         deployment_id=deployment.id.raw,
-        old_generation=state.instance.generation,
+        old_generation=last.instance.generation,
         new_generation=secrets.instance(deployment.id, counter).generation,
         counter=counter,
         checkpoint=snapshot.digest(raw),
@@ -291,43 +295,13 @@ def recover(
     write_new(out, signed)
     click.echo(f"generation   {document.new_generation.hex()}")
     click.echo(f"counter      {counter}")
-    click.echo(f"checkpoint   {document.checkpoint.hex()}, entry {state.seq}")
+    click.echo(f"checkpoint   {document.checkpoint.hex()}, entry {last.seq}")
     click.echo(f"signatures   {len(wanted) - len(missing)} of {len(wanted)}")
     if missing:
         click.echo(f"missing      {', '.join(missing)}")
     elif recovery is not None and left is not None:
         write_new(recovery, replace(left, document=signed).encode())
         click.echo(f"recovery     {recovery}: start each server with it, as --recovery")
-
-
-def erase(path: Path) -> None:
-    """Overwrite a node's state, a file or a disk, with zeros, and remove a file.
-
-    Raises FileUnreadable, and GuardRefused while a node has it open.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        size = os.lseek(descriptor, 0, os.SEEK_END)
-        for at in range(0, size, CHUNK):
-            os.pwrite(descriptor, bytes(min(CHUNK, size - at)), at)
-        os.fsync(descriptor)
-        if path.is_file():
-            path.unlink()
-    except BlockingIOError as error:
-        raise GuardRefused(
-            f"a node is running on {path}",
-            expected="no process that has it open",
-            rule="state.in-use",
-            hint="stop the server first",
-        ) from error
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        os.close(descriptor)
 
 
 async def send_list(network: Network, deployment: Deployment, raw: bytes) -> int:
@@ -372,22 +346,32 @@ async def _show(deployment: Deployment, values: dict[str, Any]) -> AllowList:
 
 
 async def _last_checkpoint(
-    deployment: Deployment, values: dict[str, Any], generation: bytes | None
+    deployment: Deployment, values: dict[str, Any], generation: bytes | None, folder: Path | None
 ) -> Reopening:
     """The network's last checkpoint of this generation, or of the one that servers announce."""
-    async with opened(values, deployment) as network:
-        if generation is None:
+    if generation is None:
+        async with opened(values, deployment) as network:
             known = await committee(network, deployment)
-            found = {one.instance.generation for one in known.notices.values()}
-            if len(found) != 1:
-                raise ConfigRejected(
-                    "the servers were not all in one generation",
-                    expected="--generation, the one whose log is lost",
-                    got=", ".join(sorted(one.hex() for one in found)),
-                    rule="recovery.generation",
-                )
-            generation = found.pop()
-        instance = Instance(deployment.id.raw, generation)
+        found = {one.instance.generation for one in known.notices.values()}
+        if len(found) != 1:
+            raise ConfigRejected(
+                "the servers were not all in one generation",
+                expected="--generation, the one whose log is lost",
+                got=", ".join(sorted(one.hex() for one in found)),
+                rule="recovery.generation",
+            )
+        generation = found.pop()
+    instance, caller = Instance(deployment.id.raw, generation), GUEST
+    if folder is not None:
+        if not (folder / "server.state").is_file():
+            raise FileUnreadable(
+                f"no server has kept its state in {folder}",
+                rule="file.read",
+                hint="give the folder that this operator's server is started with, as --state",
+            )
+        with kept(folder, Role.SERVER, instance, config=deployment.config) as state:
+            caller = Caller(member=state.identity.signing)
+    async with opened(values, deployment, caller) as network:
         return await last_checkpoint(network, Rules.of(deployment.config), instance)
 
 
@@ -476,20 +460,3 @@ def _signatures(path: Path, document: RecoveryDocument) -> dict[str, envelope.Si
             hint="all operators use the same checkpoint, secret and offender",
         )
     return dict(signed.signatures)
-
-
-def write_new(path: Path, data: bytes) -> None:
-    """Write a file that was not there. Raises FileUnreadable."""
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> FileUnreadable:
-    return FileUnreadable(
-        f"can't write {path}: {error.strerror}",
-        rule="file.write",
-        hint="name a file in a folder that you may write to; what is there is not replaced",
-    )

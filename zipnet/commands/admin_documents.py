@@ -20,7 +20,8 @@ from attestation.allowlist import sign as sign_list
 from attestation.errors import AllowListRejected
 from attestation.files import read_file
 from attestation.measure.record import Measurements
-from zipnet.commands.admin import MAX_DOCUMENT, allow_list, operator_key, signer_options, write_new
+from zipnet.commands.admin import MAX_DOCUMENT, allow_list, operator_key, signer_options
+from zipnet.commands.admin_files import write_new
 from zipnet.commands.network import ask_servers, committee, opened
 from zipnet.commands.settings import (
     FILE,

@@ -17,7 +17,7 @@ from zipnet.commands.settings import (
     network_options,
     required,
 )
-from zipnet.errors import WireFormatError
+from zipnet.errors import Refused, WireFormatError
 from zipnet.network.archive import Archive
 from zipnet.network.base import Network
 from zipnet.network.places import Places
@@ -85,7 +85,10 @@ async def look(network: Network, deployment: Deployment) -> dict[str, Any]:
 
 
 async def _live(network: Network, deployment: Deployment, known: Committee) -> Header | None:
-    """The live header, if these servers signed it. Raises Refused if they have not, EngineError."""
+    """The live header; None until there is one by these servers.
+
+    Raises Refused if they have not signed it, EngineError.
+    """
     table = await network.table(Places.of(deployment.id.raw).live)
     item = await table.get("live")
     if item is None or item.value is None:
@@ -94,5 +97,10 @@ async def _live(network: Network, deployment: Deployment, known: Committee) -> H
         live = LiveRound.decode(item.value)
     except WireFormatError:
         return None
-    live.header.verify(known.peers)
+    try:
+        live.header.verify(known.peers)
+    except Refused as error:
+        if error.rule != "header.unknown-server":
+            raise
+        return None  # the committee has changed since: the next round is with its new server
     return live.header.header
