@@ -20,7 +20,7 @@ from zipnet.network.local import LocalNetwork
 from zipnet.node.service_network import Caller, Place, reach
 from zipnet.protocol.guards import Store
 from zipnet.protocol.instance import Instance
-from zipnet.roles.admission import Admission, CollateralSource
+from zipnet.roles.admission import Admission, CollateralFetch, CollateralSource
 from zipnet.roles.identity import Identity
 
 
@@ -36,9 +36,10 @@ class Access:
     """How a client proves itself, and how it checks servers.
 
     `provider` makes this machine's quotes; `collateral` is asked for the collateral of servers'
-    quotes, and reading needs none; `mock_root` is the root certificate (DER) where the
-    configuration's anchor is a mock. `waived` names operators whose server may be missing: their
-    honesty is then not counted on. `participation` is the probability of taking part in a round.
+    quotes, and reading needs none; `fetch` brings it to hand first, where it is set; `mock_root`
+    is the root certificate (DER) where the configuration's anchor is a mock. `waived` names
+    operators whose server may be missing: their honesty is then not counted on. `participation` is
+    the probability of taking part in a round.
     """
 
     provider: QuoteProvider = field(default_factory=TsmProvider, repr=False)
@@ -48,6 +49,7 @@ class Access:
     participation: float = 1.0
     connect_s: float = 30.0
     store: Store = field(default_factory=_Forgetful, repr=False)
+    fetch: CollateralFetch | None = field(default=None, repr=False)
 
     def admission(self, config: Config, instance: Instance) -> Admission:
         """The stack that judges servers. Raises ConfigRejected for another anchor, Attestation."""
@@ -59,7 +61,7 @@ class Access:
                 rule="collateral",
                 hint="give `Access(collateral=...)`, a function from a quote to its Collateral",
             )
-        return Admission(config, instance, self.collateral, self.mock_root)
+        return Admission(config, instance, self.collateral, self.mock_root, self.fetch)
 
     def waived_keys(self, config: Config) -> frozenset[bytes]:
         """The keys of the waived operators. Raises ConfigRejected for a name that is unknown."""

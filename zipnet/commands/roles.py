@@ -41,6 +41,7 @@ from zipnet.network.bus_keys import BusKeys
 from zipnet.network.nkeys import Kind, public_text
 from zipnet.network.recovery import MAX_FILE, Reopening
 from zipnet.node import service
+from zipnet.node.service_collateral import attesting, fetching
 from zipnet.node.service_identity import access_of, aggregator_instance, kept
 from zipnet.node.service_network import Place, bus_tls, opened
 from zipnet.node.service_roles import (
@@ -190,13 +191,15 @@ def _run(
         values["program"],
         values["collateral"],
     )
+    sources = fetching(values["pccs"], values["fmspc"], values["collateral"], values["state"])
+    attests = attesting(access, sources)
     if role is Role.CLIENT:
         cadence = values["cadence"] or CADENCE_MS
-        said = ClientSetup(access, (values["message"] or "").encode(), cadence)
+        said = ClientSetup(attests, (values["message"] or "").encode(), cadence)
         return service.run(partial(client, setup, said))
     own = ServerSetup(
         _instance(deployment, secrets, recovery),
-        access,
+        attests,
         _endorsement(values["endorsement"]),
         values["trees"],
         recovery,
@@ -286,13 +289,15 @@ def _keys(role: Role, values: dict[str, Any]) -> dict[str, str]:
             rule="state.none",
             hint="give the folder that the node is started with",
         )
+    recovery = None
     if role is Role.AGGREGATOR:
         instance = aggregator_instance(deployment.id)
     else:
         recovery = _recovery(values["recovery"], deployment, secrets)
         instance = _instance(deployment, secrets, recovery)
     config, kind = deployment.config, Ticketed[role.name]
-    with kept(values["state"], kind, instance, config=config, signing=signing) as state:
+    state_of = partial(kept, values["state"], kind, instance, config=config)
+    with state_of(signing=signing, recovery=recovery) as state:
         found = state.identity
     facts = {"peer": found.peer.hex(), "dh": found.dh_pub.hex()}
     if role is Role.AGGREGATOR:

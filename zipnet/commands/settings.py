@@ -109,6 +109,13 @@ def hex32(text: str) -> bytes:
     return bytes.fromhex(text)
 
 
+def fmspc(text: str) -> bytes:
+    """6 bytes, of 12 hex digits. Raises BadParameter."""
+    if not re.fullmatch(r"[0-9a-fA-F]{12}", text):
+        raise click.BadParameter(f"{_shown(text)} is no FMSPC of 12 hex digits")
+    return bytes.fromhex(text)
+
+
 FILE = click.Path(path_type=Path)
 
 
@@ -179,7 +186,14 @@ def attestation_options(command: F) -> F:
     for option in (
         _option("program", str, "What a software TEE measures this program as.", default=""),
         _option("mock_tee", FILE, "What `attestation mock-pki` wrote, where the anchor is a mock."),
-        _option("collateral", FILE, "For the servers' quotes, where the anchor is tdx."),
+        _option(
+            "fmspc",
+            fmspc,
+            "A model of platform to fetch collateral for, 12 hex digits; once for each.",
+            multiple=True,
+        ),
+        _option("pccs", str, "Fetch collateral there, as https://host; `intel` is Intel's own."),
+        _option("collateral", FILE, "Collateral in a file, where the anchor is tdx."),
     ):
         command = option(command)
     return command

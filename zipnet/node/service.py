@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from attestation.collateral_cache import read_collateral
 from attestation.errors import Explained, FileUnreadable
 from attestation.files import read_file
 from attestation.verify import MAX_COLLATERAL, Collateral
@@ -110,7 +111,7 @@ def collateral_source(path: Path | None) -> CollateralSource:
 
     Raises FileError, CollateralFormatError. What it gives raises Attestation if there is no file.
     """
-    found = None if path is None else Collateral.loads(read_file(path, MAX_COLLATERAL))
+    found = None if path is None else read_collateral(read_file(path, MAX_COLLATERAL))
 
     def get(_quote: bytes) -> Collateral:
         if found is None:
@@ -119,7 +120,7 @@ def collateral_source(path: Path | None) -> CollateralSource:
                 expected="collateral for their platforms",
                 got="none",
                 rule="collateral",
-                hint="give Intel's documents by --collateral FILE",
+                hint="give Intel's documents by --collateral FILE, or --pccs and --fmspc",
             )
         return found
 

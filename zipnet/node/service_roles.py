@@ -31,6 +31,7 @@ from zipnet.network.base import Network
 from zipnet.network.bus_keys import BusKeys
 from zipnet.network.recovery import Reopening
 from zipnet.node.service import GOODBYE_S, measured
+from zipnet.node.service_collateral import Attesting
 from zipnet.node.service_identity import aggregator_instance, fresh_or_of_secret, kept
 from zipnet.node.service_metrics import counters
 from zipnet.node.service_network import PATIENCE_S, Caller
@@ -86,7 +87,7 @@ class ServerSetup:
     """What a server is told beside that."""
 
     instance: Instance
-    access: Access
+    attests: Attesting
     endorsement: Endorsement
     trees: tuple[AggregatorTree, ...] = ()
     recovery: Reopening | None = None
@@ -97,7 +98,7 @@ class ServerSetup:
 class ClientSetup:
     """What a client is told beside that; `message` is said every `cadence_ms`, if there is one."""
 
-    access: Access
+    attests: Attesting
     message: bytes = field(default=b"", repr=False)
     cadence_ms: int = 10_000
 
@@ -118,14 +119,21 @@ async def server(setup: Setup, own: ServerSetup, readiness: Readiness) -> None:
         async with setup.network(Caller(member=state.identity.signing)) as network:
             settings = _server_settings(setup, own, state)
             role = Server(network, settings)
-            text = settings.metrics.text
+            text = own.attests.metrics(setup.config.name, settings.metrics.text)
             async with measured(setup.metrics, text), asyncio.TaskGroup() as tasks:
+                _upkeep(own.attests, tasks)
                 tasks.create_task(role.run())
                 await role.joined.wait()
                 if own.door:
                     tasks.create_task(_door(setup, own.door, role, state.identity))
                 readiness.ready("joined the committee")
                 await _report(readiness, lambda: _server_status(role))
+
+
+def _upkeep(attests: Attesting, tasks: asyncio.TaskGroup) -> None:
+    """Keep collateral at hand, if it comes from a service."""
+    if attests.service is not None:
+        tasks.create_task(attests.service.run())
 
 
 async def _door(setup: Setup, of: DoorOf, role: Server, identity: Identity) -> None:
@@ -254,12 +262,12 @@ def _server_settings(setup: Setup, own: ServerSetup, state: UnsafePlainState) ->
         own.instance,
         Role.SERVER,
         state.identity,
-        own.access.provider,
+        own.attests.access.provider,
         boot_epoch=state.boot_epoch,
         instance_id=state.identity.dh_pub,
     )
     return ServerSettings(
-        admission=own.access.admission(setup.config, own.instance),
+        admission=own.attests.access.admission(setup.config, own.instance),
         ticketing=ticketing,
         endorsement=own.endorsement,
         store=state,
@@ -300,7 +308,7 @@ def _client_role(
     identity: Identity,
     state: UnsafePlainState | None,
 ) -> ClientRole:
-    config, access = setup.config, own.access
+    config, access = setup.config, own.attests.access
 
     def admission(instance: Instance) -> Admission:
         return access.admission(config, instance)
@@ -344,7 +352,9 @@ async def _take_part(
         return counters(setup.config.name, values)
 
     try:
-        async with measured(setup.metrics, text), asyncio.TaskGroup() as tasks:
+        whole = own.attests.metrics(setup.config.name, text)
+        async with measured(setup.metrics, whole), asyncio.TaskGroup() as tasks:
+            _upkeep(own.attests, tasks)
             tasks.create_task(role.run())
             await role.ready()
             log.info("registered")

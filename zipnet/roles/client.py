@@ -335,8 +335,8 @@ class ClientRole:
         if self._sealed is not None and header.round <= self._sealed.round:
             return  # each server of the committee publishes it
         sheet = Sheet.decode(await self._lookout.blobs.get(live.sheet))
-        doubtful = self._unchecked(header, sheet) or self._left_out(header, sheet)
-        if doubtful or self._now() >= self._view.expires:
+        missed = self._view.misses(header, sheet, self._set.waived)
+        if missed or self._unchecked(header, sheet) or self._now() >= self._view.expires:
             # Servers say one after the other which list is in force.
             seconds = self._set.config.window.fold_deadline_ms / 2000
             self._view = await self._lookout.find(self._now, seconds)
@@ -367,15 +367,6 @@ class ClientRole:
             if server not in peers or self._view.servers.get(server) != peers[server]:
                 return f"server {server.hex()[:16]}"
         return ""
-
-    def _left_out(self, header: Header, sheet: Sheet) -> bool:
-        """Whether an operator has no server in the header: it may be an operator no longer."""
-        there = {
-            entry.endorsement.operator
-            for entry in sheet.servers
-            if entry.key.member in header.servers
-        }
-        return not self._set.waived.union(there).issuperset(self._view.operators.keys)
 
     async def _seal_in_time(self, live: LiveRound, sheet: Sheet) -> None:
         header = live.header.header

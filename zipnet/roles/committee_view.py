@@ -25,9 +25,10 @@ from zipnet.network.base import Blobs, Log, Network, Table
 from zipnet.network.places import Places
 from zipnet.network.public import Card, Notice, card_key
 from zipnet.operators import OperatorSet, chain
-from zipnet.protocol.header import NO_HASH
+from zipnet.protocol.header import NO_HASH, Header
 from zipnet.protocol.instance import Instance
 from zipnet.protocol.record import SignedRecord
+from zipnet.protocol.sheet import Sheet
 from zipnet.roles.admission import Admission
 from zipnet.roles.seats import POLL, Seats
 
@@ -49,6 +50,12 @@ class CommitteeView:
     beacons: tuple[bytes, ...]
     next_epoch: int
     expires: datetime
+
+    def misses(self, header: Header, sheet: Sheet, waived: frozenset[bytes]) -> bool:
+        """Whether an operator has no server in a round: it may be one no longer."""
+        of = {entry.key.member: entry.endorsement.operator for entry in sheet.servers}
+        there = {of[server] for server in header.servers if server in of}
+        return not {*self.operators.keys} <= there | waived
 
     def turned_away(self, server: bytes, rule: str, said: str = "") -> Attestation:
         """The error of a client that this server refuses."""
@@ -78,7 +85,6 @@ class Lookout:
         self._waived = waived
         self._admission = admission
         self.places = Places.of(deployment_id)
-        self._seats = Seats(self, config, waived)
         self.live: Table
         self.cards: Table
         self.records: Log
@@ -240,6 +246,8 @@ class Lookout:
         all servers say so.
         """
         start, last = await self.records.bounds()
+        # They go through the sets of operators in order: these records begin before today's set.
+        seats = Seats(self, self._config, self._waived)
         found: list[bytes] = []
         if last:
             records = self.records.read(after=max(start - 1, last - BEACONS))
@@ -247,7 +255,7 @@ class Lookout:
                 try:
                     signed = SignedRecord.decode(entry.data)
                     if signed.record.header.instance == instance:
-                        signed.verify(await self._seats.peers(signed.record.header))
+                        signed.verify(await seats.peers(signed.record.header))
                         found.append(signed.record.hash)
                 except ZipnetError:
                     pass  # of another committee or forged: no beacon

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from attestation.bundle import Role
+from attestation.providers.mock_server import MockPccs
 from tests.zipnet.instance.support import PATIENCE, run
 from zipnet.access import Access
 from zipnet.config import Config, deployment_id
@@ -32,6 +33,7 @@ from zipnet.network.local import LocalNetwork
 from zipnet.network.public import Notice
 from zipnet.node import service_roles
 from zipnet.node.service import cause
+from zipnet.node.service_collateral import Attesting, Fetching, attesting
 from zipnet.node.service_identity import aggregator_instance, kept
 from zipnet.node.service_network import Caller
 from zipnet.node.service_notify import Readiness
@@ -54,6 +56,7 @@ from zipnet.protocol.instance import Instance
 from zipnet.protocol.tree import Aggregator, AggregatorTree
 from zipnet.roles.identity import Identity
 from zipnet.roles.server import Server
+from zipnet.unsafe_programs import Program
 
 WINDOW = {"round_period_ms": 150, "round_deadline_ms": 2_000, "fold_deadline_ms": 500}
 
@@ -76,6 +79,7 @@ class Host:
 
     def __init__(self, engine: LocalNetwork, folder: Path) -> None:
         self.operators = Operators.new("host.test", demo_window(**WINDOW))
+        self.fetching: Fetching | None = None
         self.engine = engine
         self.folder = folder
         self.callers: list[Caller] = []
@@ -121,14 +125,16 @@ class Host:
         instance = instance or self.operators.instance
         return Endorsement.make(instance, key, identity.peer, identity.dh_pub, 1)
 
-    def server(self, name: str) -> None:
-        access = self.operators.access(SERVER)
-        endorsement = self.endorsed(name)
-        own = ServerSetup(self.operators.instance, access, endorsement, (self.tree(),))
-        self.start(name, lambda heard: server(self.setup(name), own, heard))
+    def attesting(self, program: Program) -> Attesting:
+        return attesting(self.operators.access(program), self.fetching)
+
+    def server(self, name: str, **changes: Any) -> None:
+        attests, endorsement = self.attesting(SERVER), self.endorsed(name)
+        own = ServerSetup(self.operators.instance, attests, endorsement, (self.tree(),))
+        self.start(name, lambda heard: server(self.setup(name, **changes), own, heard))
 
     def client(self, name: str, text: str = "", **changes: Any) -> None:
-        own = ClientSetup(self.operators.access(CLIENT), text.encode(), 50)
+        own = ClientSetup(self.attesting(CLIENT), text.encode(), 50)
         setup = self.setup(name, **changes)
         self.start(name, lambda heard: client(setup, own, heard))
 
@@ -245,11 +251,60 @@ def test_a_server_whose_log_is_gone(tmp_path: Path) -> None:
     run(body())
 
 
+def test_collateral_from_a_service(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is judged before it is there, and nobody is refused for that."""
+    servers: list[Server] = []
+
+    class Seen(Server):
+        def __init__(self, *words: Any) -> None:
+            super().__init__(*words)
+            servers.append(self)
+
+    monkeypatch.setattr(service_roles, "Server", Seen)
+
+    def landed() -> int:
+        return sum("message landed" in record.getMessage() for record in caplog.records)
+
+    async def scraped(port: int) -> str:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        raw = await reader.read()
+        writer.close()
+        return raw.decode()
+
+    async def body() -> None:
+        async with host(tmp_path) as made:
+            tee = made.operators.tee
+            collateral = tee.collateral()
+            with MockPccs(collateral) as pccs, caplog.at_level("INFO"):
+                url, fmspc = pccs.url, collateral.parsed.fmspc
+                made.fetching = Fetching(url, (fmspc,), made.folder / "collateral of all")
+                made.server("alpha", metrics=("127.0.0.1", 0))
+                for name in ("bravo", "charlie"):
+                    made.server(name)
+                await made.until(lambda: made.ready("alpha", "bravo", "charlie"))
+                made.start("aggregator", lambda h: aggregator(made.setup("aggregator"), h))
+                await servers[0].take_list(made.operators.allow_list(1, SERVER, CLIENT))
+                for at in range(2):
+                    made.client(f"client {at}", f"text {at}")
+                await made.until(lambda: landed() >= 2)
+                assert pccs.requests
+                said = [record.getMessage() for record in caplog.records]
+                port = next(one for one in said if one.startswith("metrics on port "))
+                text = await scraped(int(port.rpartition(" ")[2]))
+                assert f'fmspc="{fmspc.hex()}",ca="platform"}}' in text
+                assert "attestation_collateral_seconds_left{" in text
+
+    run(body())
+
+
 def test_a_server_without_what_it_needs(tmp_path: Path) -> None:
     async def body() -> None:
         async with host(tmp_path) as made:
-            access, endorsement = made.operators.access(SERVER), made.endorsed("alpha")
-            own = ServerSetup(made.operators.instance, access, endorsement)
+            attests, endorsement = made.attesting(SERVER), made.endorsed("alpha")
+            own = ServerSetup(made.operators.instance, attests, endorsement)
             with pytest.raises(ConfigRejected) as caught:
                 await server(made.setup(), own, Heard())
             assert caught.value.rule == "state.none"
