@@ -12,10 +12,7 @@ All but the last repeat what the nine members say, and must agree with it.
 """
 
 import json
-import os
-import secrets
 import stat
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -26,14 +23,13 @@ from attestation import _dcap
 from attestation._genuine import PCK_ISSUERS
 from attestation.collateral_format import MAX_BYTES, Collateral, Document, read_object
 from attestation.errors import CollateralFormatError, CollateralRejected, FileUnreadable
-from attestation.files import read_file
+from attestation.files import UNFINISHED, read_file, unwritable, write_whole
 from attestation.moments import unix
 from attestation.quote import Quote
 
 FORMAT = "tdx-collateral/1"
 FMSPC_BYTES = 6
 
-_UNFINISHED = ".new"
 _DAMAGED = ".damaged"
 
 
@@ -243,10 +239,10 @@ class DiskCache:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             mode = folder.stat().st_mode
-            for unfinished in folder.glob(f".*{_UNFINISHED}"):
+            for unfinished in folder.glob(f".*{UNFINISHED}"):
                 unfinished.unlink()
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise unwritable(folder, error) from error
         if mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise FileUnreadable(
                 f"others may write to {folder}",
@@ -287,45 +283,11 @@ class DiskCache:
         try:
             path.replace(aside)
         except OSError as error:
-            raise _unwritable(aside, error) from error
+            raise unwritable(aside, error) from error
         return aside
 
     def _path(self, platform: Platform) -> Path:
         return self.folder / f"{platform.fmspc.hex()}-{platform.ca}.json"
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash it is there as it was before, or whole.
-
-    Raises FileUnreadable (`file.write`).
-    """
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_UNFINISHED}")
-    try:
-        try:
-            with unfinished.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> FileUnreadable:
-    return FileUnreadable(
-        f"can't write {path}: {error.strerror}",
-        rule="file.write",
-        hint="check the path, its permissions and the space there",
-    )
 
 
 def _refuse(rule: str, message: str, expected: object, got: object) -> NoReturn:

@@ -1,9 +1,15 @@
-"""Reading input files, bounded."""
+"""Reading input files, bounded, and writing files whole."""
 
+import os
+import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from attestation.errors import FileTooLarge, FileUnreadable
+
+# The end of the names of files that a crash may leave behind.
+UNFINISHED = ".new"
 
 
 def read_file(path: Path, limit: int) -> bytes:
@@ -31,3 +37,38 @@ def read_file(path: Path, limit: int) -> bytes:
             hint="check that this is the right file",
         )
     return data
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that after a crash it is there as it was before, or whole.
+
+    Raises FileUnreadable (`file.write`).
+    """
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
+    try:
+        try:
+            with unfinished.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> FileUnreadable:
+    """What to raise for a file that can't be written."""
+    return FileUnreadable(
+        f"can't write {path}: {error.strerror}",
+        rule="file.write",
+        hint="check the path, its permissions and the space there",
+    )

@@ -17,11 +17,10 @@ from attestation.collateral_cache import (
     Ca,
     Platform,
     read_collateral,
-    write_whole,
 )
 from attestation.commands.verify import parse_moment, verifier
 from attestation.errors import CollateralRejected
-from attestation.files import read_file
+from attestation.files import read_file, write_whole
 from attestation.quote import MAX_BYTES as MAX_QUOTE
 from attestation.verify import MAX_COLLATERAL
 

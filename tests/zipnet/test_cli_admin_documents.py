@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from dataclasses import replace
@@ -15,9 +16,16 @@ from attestation.allowlist import AllowList, TcbPolicy
 from attestation.measure.record import Measurements
 from attestation.verify import TcbStatus
 from tests.zipnet.configs import CONFIG
+from tests.zipnet.test_cli_network import live
 from zipnet import config_file
+from zipnet.access import Access
 from zipnet.cli import main
+from zipnet.commands.admin_documents import send_operators
+from zipnet.commands.network import committee
+from zipnet.commands.settings import Deployment
 from zipnet.config import Operator, deployment_id
+from zipnet.demo import DemoInstance
+from zipnet.errors import DocumentRejected
 from zipnet.operators import OperatorDocument, OperatorSet, follow
 from zipnet.unsafe_programs import Program
 
@@ -117,8 +125,8 @@ def test_operators_change(home: Path) -> None:
     after = follow(ACME, [Path("change.c").read_bytes()])
     assert [one.name for one in after.operators] == ["a", "c", "d"]
     # The next one follows that.
-    words = ("--document", "change.c", "--drop", "a", "--drop", "c", "-o", "next")
-    assert made("operators", "new", *words) == "document 2: d\n"
+    more = ("--document", "change.c", "--drop", "a", "--drop", "c", "-o", "next")
+    assert made("operators", "new", *more) == "document 2: d\n"
     assert OperatorDocument.loads(Path("next").read_bytes()).k == 1
     assert signed("operators", "next", "d", "--document", "change.c").exit_code == 0
     assert rule(signed("operators", "next", "d")) == (2, "key.operator")
@@ -135,3 +143,30 @@ def test_nobody_to_hand_it_to(home: Path) -> None:
     Path("change").write_text(json.dumps({}))
     result = run("operators", "push", "change")
     assert rule(result) == (3, "network.absent")
+
+
+def test_the_list_in_force_must_stay_good() -> None:
+    """Operators under whom it would lack signatures are not handed over; others are."""
+
+    async def play(instance: DemoInstance, deployment: Deployment, access: Access) -> None:
+        network, keys = instance.network, instance.operators.keys
+        async with asyncio.timeout(10):
+            while not any((await committee(network, deployment)).notices["alpha"].accepted):
+                await asyncio.sleep(0.02)
+        known = (await committee(network, deployment)).operators
+        new = Operator("delta", PUBLIC["d"])
+
+        def after(k: int) -> bytes:
+            everyone = (*known.operators, new)
+            document = OperatorDocument.after(known, deployment.id.raw, everyone, k)
+            return document.assemble([document.sign(key) for key in keys.values()])
+
+        with pytest.raises(DocumentRejected) as caught:
+            await send_operators(network, deployment, after(4))
+        assert caught.value.rule == "operators.list"
+        assert instance.servers[0].state.operators == known
+        found = await send_operators(network, deployment, after(3))
+        assert instance.servers[0].state.operators == found
+        assert (found.number, len(found.operators)) == (1, 4)
+
+    live(play)

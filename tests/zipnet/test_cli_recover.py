@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from click.testing import CliRunner, Result
 
+from attestation.bundle import Role
 from tests.simulator.world import World
 from tests.zipnet.network.cases_group import history
 from zipnet import config_file
@@ -18,6 +21,7 @@ from zipnet.network.index import check_universe
 from zipnet.network.local import LocalNetwork
 from zipnet.network.places import Places
 from zipnet.network.recovery import Reopening
+from zipnet.node.service_identity import kept
 from zipnet.protocol.instance import generation
 
 SECRET = b"sixteen bytes and more"
@@ -89,10 +93,46 @@ def test_from_the_network_to_a_server(home: Path, world: World) -> None:
     assert "rule: recovery.truncated" in serve(home, "secret").stderr
 
 
+def test_with_what_a_server_has_kept(home: Path, world: World) -> None:
+    """For when the network has lost everything."""
+    assert world.state.checkpoint is not None
+    assert world.checkpoint is not None
+    old, snapshot = world.instance.generation, world.checkpoint.snapshot
+    pointer = Pointer(world.state.checkpoint, blake3(snapshot).digest())
+    file, raw = home / "checkpoint", Reopening(pointer, b"", snapshot).encode()
+    file.write_bytes(raw)
+    for at in range(3):
+        joined = ("--join", str(home / f"out{at - 1}")) if at else ()
+        result = sign(home, at, str(file), *joined, old=old)
+        assert result.exit_code == 0, result.stderr
+    made = Reopening.decode((home / "recovery").read_bytes())
+    assert replace(made, document=b"").encode() == raw
+    # One that not all servers have signed is none.
+    one = replace(pointer.checkpoint, signatures=pointer.checkpoint.signatures[1:])
+    file.write_bytes(Reopening(replace(pointer, checkpoint=one), b"", snapshot).encode())
+    result = sign(home, 0, str(file), old=old)
+    assert (result.exit_code, "rule: checkpoint.signatures" in result.stderr) == (2, True)
+
+
+def test_with_the_key_of_a_server(home: Path, world: World) -> None:
+    """A bus shows the checkpoint to members only."""
+    old, state = world.instance.generation, home / "server"
+    result = sign(home, 0, "--state", str(state), old=old)
+    assert result.exit_code == 3
+    assert "rule: file.read" in result.stderr
+    assert not state.exists()
+    with kept(state, Role.SERVER, world.instance, config=world.config) as running:
+        assert "rule: state.in-use" in sign(home, 0, "--state", str(state), old=old).stderr
+        peer = running.identity.peer
+    assert "signatures   1 of 3" in sign(home, 0, "--state", str(state), old=old).stdout
+    with kept(state, Role.SERVER, world.instance, config=world.config) as again:
+        assert again.identity.peer == peer
+
+
 def test_what_is_not_there(home: Path, world: World) -> None:
     result = sign(home, 0, old=bytes(32))
     assert result.exit_code != 0
     assert "rule: checkpoint.none" in result.stderr
     result = sign(home, 0, str(home / "config"), old=world.instance.generation)
-    assert "--recovery takes the network's checkpoint" in result.stderr
+    assert "--recovery takes a signed checkpoint" in result.stderr
     assert not (home / "out0").exists()

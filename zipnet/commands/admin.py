@@ -42,7 +42,7 @@ from zipnet.errors import BlobMissing, ConfigRejected, DocumentRejected
 from zipnet.network.base import Network
 from zipnet.network.places import Places
 from zipnet.network.public import Ask, Request
-from zipnet.network.recovery import Reopening, last_checkpoint
+from zipnet.network.recovery import MAX_FILE, VERSION, Reopening, kept_checkpoint, last_checkpoint
 from zipnet.node.service_identity import kept
 from zipnet.node.service_network import GUEST, Caller
 from zipnet.operators import (
@@ -227,7 +227,7 @@ def remove(
     "--recovery",
     metavar="FILE",
     type=FILE,
-    help="Once all have signed: a new file for servers, with the network's checkpoint.",
+    help="Once all have signed: a new file for servers, with the checkpoint.",
 )
 @click.option(
     "--join",
@@ -247,7 +247,7 @@ def recover(
     state: Path | None,
     **values: Any,
 ) -> None:
-    """Sign that the next generation begins from CHECKPOINT, a snapshot of the committee's state.
+    """Sign that the next generation begins from CHECKPOINT, which a server has kept in its state.
 
     Without CHECKPOINT it is the last one on the network that all servers signed. A bus shows it to
     servers only: --state is the folder of this operator's server, which has stopped.
@@ -255,15 +255,19 @@ def recover(
     All operators do so with the same checkpoint and the same new committee secret; the last one
     joins the documents of the others.
     """
-    if recovery is not None and checkpoint is not None:
-        raise click.UsageError("--recovery takes the network's checkpoint: give no CHECKPOINT")
     deployment = required(deployment_from(values))
     config = deployment.config
+    rules = Rules.of(config)
     left = None
+    raw = b"" if checkpoint is None else read_file(checkpoint, MAX_FILE)
     if checkpoint is None:
         left = asyncio.run(_last_checkpoint(deployment, values, generation, state))
-    raw = read_file(checkpoint, MAX_SNAPSHOT) if checkpoint else left.snapshot if left else b""
-    last = Machine.restore(Rules.of(config), raw).state
+    elif raw.startswith(VERSION):
+        left = kept_checkpoint(raw, rules, deployment.id.raw)
+    elif recovery is not None and left is not None:
+        raise click.UsageError("--recovery takes a signed checkpoint, as servers keep it")
+    raw = raw if left is None else left.snapshot
+    last = Machine.restore(rules, raw).state
     if last.instance.deployment_id != deployment.id.raw:
         raise DocumentRejected(
             "the checkpoint is of another deployment",

@@ -77,7 +77,7 @@ def join(state: State, command: Command, body: Join) -> list[Event]:
     state.servers[command.author] = fresh
     if not state.beacons:
         present = {other.operator for other in state.servers.values()}
-        if present == known.keys():
+        if len(present & known.keys()) >= state.operators.servers_needed(state.rules.config):
             state.first_beacon = state.head
     return events
 

@@ -265,12 +265,19 @@ class Group:
         except TimeoutError:
             raise Unavailable("the log does not move", rule="execute") from None
 
+    def signed_checkpoint(self, seq: int) -> tuple[Pointer, bytes] | None:
+        """The pointer to the checkpoint at `seq`, and its snapshot, unless it is superseded."""
+        raw, checkpoint = self._due.get(seq), self.machine.state.checkpoint
+        if raw is None or checkpoint is None or checkpoint.seq != seq:
+            return None
+        return Pointer(checkpoint, blake3(raw).digest()), raw
+
     async def publish_checkpoint(self, seq: int) -> None:
         """Put the signed checkpoint at `seq` where late joiners find it, and trim the log."""
-        raw = self._due.get(seq)
-        checkpoint = self.machine.state.checkpoint
-        if raw is not None and checkpoint is not None and checkpoint.seq == seq:
-            pointer = Pointer(checkpoint, await self._blobs.put(raw))
+        found = self.signed_checkpoint(seq)
+        if found is not None:
+            pointer, raw = found
+            await self._blobs.put(raw)
             before = await self._table.get(LATEST)
             there = before.value if before else None
             if there is None or not self._supersedes(there, seq):

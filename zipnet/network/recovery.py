@@ -6,7 +6,7 @@ u32 length ‖ the operators' document ‖ u32 length ‖ the checkpoint's snaps
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from zipnet.committee.machine import Machine
 from zipnet.committee.state import Rules
@@ -62,6 +62,18 @@ class Reopening:
         old = Instance(deployment_id, self.unverified.old_generation)
         verify_checkpoint(rules, old, self.pointer.checkpoint, self.snapshot)
         return Machine.reopen(rules, self.snapshot)
+
+
+def kept_checkpoint(raw: bytes, rules: Rules, deployment_id: bytes) -> Reopening:
+    """The checkpoint that a server has kept in a file, verified, and yet without a document.
+
+    Raises WireFormatError, and as `verify_checkpoint`.
+    """
+    found = replace(Reopening.decode(raw), document=b"")
+    generation = Machine.restore(rules, found.snapshot).state.instance.generation
+    old = Instance(deployment_id, generation)
+    verify_checkpoint(rules, old, found.pointer.checkpoint, found.snapshot)
+    return found
 
 
 async def last_checkpoint(network: Network, rules: Rules, instance: Instance) -> Reopening:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestation.bundle import Role
 from attestation.errors import AttestationError
+from attestation.files import write_whole
 from zipnet.access import Access
 from zipnet.config import Clients, Config
 from zipnet.datum import Blob, bytes_datum, encode_exact
@@ -52,6 +53,8 @@ from zipnet.roles.server import Server, ServerSettings
 # How often a node looks whether its committee has gone on in another generation.
 LOOK_S = 5.0
 STATUS_S = 1.0
+# In a server's state: the last checkpoint that all servers signed.
+CHECKPOINT = "checkpoint"
 
 log = logging.getLogger("zipnet.service")
 
@@ -117,7 +120,7 @@ async def server(setup: Setup, own: ServerSetup, readiness: Readiness) -> None:
     ) as state:
         check_endorsement(own.endorsement, own.instance, state.identity)
         async with setup.network(Caller(member=state.identity.signing)) as network:
-            settings = _server_settings(setup, own, state)
+            settings = _server_settings(setup, own, state, setup.state)
             role = Server(network, settings)
             text = own.attests.metrics(setup.config.name, settings.metrics.text)
             async with measured(setup.metrics, text), asyncio.TaskGroup() as tasks:
@@ -256,7 +259,9 @@ def reading(network: Network, setup: Setup) -> Lookout:
     return Lookout(network, setup.config, setup.deployment.raw, frozenset(), admission)
 
 
-def _server_settings(setup: Setup, own: ServerSetup, state: UnsafePlainState) -> ServerSettings:
+def _server_settings(
+    setup: Setup, own: ServerSetup, state: UnsafePlainState, folder: Path
+) -> ServerSettings:
     ticketing = Ticketing(
         setup.config,
         own.instance,
@@ -278,6 +283,7 @@ def _server_settings(setup: Setup, own: ServerSetup, state: UnsafePlainState) ->
         tip=state.tip,
         guard=state.server_guard,
         seen=state.seen,
+        keep=partial(write_whole, folder / CHECKPOINT),
         trees=own.trees,
         recovery=own.recovery,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -197,15 +198,15 @@ class Lookout:
             )
 
     async def generation(self) -> Instance | None:
-        """The generation that the servers of all operators are in; None unless it is one.
+        """The generation that enough operators' servers are in for rounds; None if none is.
 
         Raises DocumentRejected, EngineError.
         """
         operators = (await self.history())[-1]
         wanted = tuple(key for key in operators.keys if key not in self._waived)
-        found = {n.endorsement.operator: n.instance for n in await self._notices(wanted)}
-        agreed = set(found.values())
-        return agreed.pop() if len(found) == len(wanted) and len(agreed) == 1 else None
+        found = Counter(notice.instance for notice in await self._notices(wanted))
+        needed = max(len(wanted) // 2 + 1, operators.servers_needed(self._config))
+        return next((one for one, n in found.items() if n >= min(needed, len(wanted))), None)
 
     async def absent(self, operators: OperatorSet) -> list[str]:
         """The names of those of whom no server shows itself, waived ones aside."""

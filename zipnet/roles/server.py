@@ -63,7 +63,7 @@ log = logging.getLogger("zipnet.server")
 T = TypeVar("T")
 
 
-def _forget(_tip: Tip) -> None:
+def _forget(_what: object) -> None:
     """For a node that keeps nothing."""
 
 
@@ -71,7 +71,8 @@ def _forget(_tip: Tip) -> None:
 class ServerSettings:
     """What a server needs beside its network. `clock` gives Unix milliseconds.
 
-    `guard` and `tip` are what `store` has kept of an earlier boot; `seen` hears of each new tip.
+    `guard` and `tip` are what `store` has kept of an earlier boot; `seen` hears of each new tip,
+    `keep` gets each checkpoint that all servers signed, as a `Reopening` without a document.
     `recovery` leads into any generation but the first.
     """
 
@@ -86,6 +87,7 @@ class ServerSettings:
     tip: Tip = field(default_factory=Tip)
     guard: ServerGuard | None = None
     seen: Callable[[Tip], None] = _forget
+    keep: Callable[[bytes], None] = _forget
     trees: tuple[AggregatorTree, ...] = ()
     recovery: Reopening | None = None
 
@@ -123,6 +125,7 @@ class Server:
         name = self._places
         self._live: Table = await self._network.table(name.live)
         self._cards: Table = await self._network.table(name.servers)
+        await self._network.table(name.receipts)  # for aggregators, who may not make it
         self._records = await self._network.log(name.broadcasts)
         self._blobs: Blobs = await self._network.blobs(name.blobs)
         self._archive = await Archive.open(self._network, instance.deployment_id)
@@ -284,12 +287,14 @@ class Server:
         name, deployment = self._set.admission.config.name, self.state.instance.deployment_id
         await self._again(lambda: index.announce(self._network, name, deployment))
         self._published = await self._before()
-        carded = -CARD_ROUNDS
+        carded, shown = -CARD_ROUNDS, NO_HASH
         while True:
             await self._publish_notice()
-            if self.state.next_round - carded >= CARD_ROUNDS and beacons(self.state):
-                carded = self.state.next_round
-                card = Card(self._set.endorsement, await self._beaconed())
+            known = beacons(self.state)
+            # Until the first record each server that joins moves the beacon.
+            if known and (self.state.next_round - carded >= CARD_ROUNDS or shown not in known):
+                carded, shown = self.state.next_round, self._beacon()
+                card = Card(self._set.endorsement, await self._quoted(shown, Fresh.BEACON))
                 key = card_key(self.state.instance, self.core.id)
                 await self._put(self._cards, key, card.encode())
             try:
@@ -324,7 +329,15 @@ class Server:
         elif isinstance(what, RoundFinal):
             await self._publish_final(what)
         else:
-            await self._again(lambda: self.group.publish_checkpoint(what))
+            await self._publish_checkpoint(what)
+
+    async def _publish_checkpoint(self, seq: int) -> None:
+        found = self.group.signed_checkpoint(seq)
+        if found is not None:
+            # Here too: whoever deletes the log can delete what the network has of it.
+            kept = Reopening(found[0], b"", found[1]).encode()
+            await asyncio.to_thread(self._set.keep, kept)
+        await self._again(lambda: self.group.publish_checkpoint(seq))
 
     async def _publish_final(self, event: RoundFinal) -> None:
         number = event.record.record.header.round
@@ -373,10 +386,9 @@ class Server:
             tuple(blake3(raw).digest() for raw in state.operator_documents),
         ).signed(self._set.ticketing.identity.signing)
 
-    async def _beaconed(self) -> bytes:
+    def _beacon(self) -> bytes:
         state = self.state
-        fresh = state.beacons[-1] if state.beacons else state.first_beacon
-        return await self._quoted(fresh, Fresh.BEACON)
+        return state.beacons[-1] if state.beacons else state.first_beacon
 
     async def _put(
         self, table: Table, key: str, value: bytes, still: Callable[[], bool] = lambda: True

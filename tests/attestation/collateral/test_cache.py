@@ -16,7 +16,6 @@ from attestation.collateral_cache import (
     DiskCache,
     Platform,
     read_collateral,
-    write_whole,
 )
 from attestation.errors import (
     CollateralFormatError,
@@ -24,6 +23,7 @@ from attestation.errors import (
     FileTooLarge,
     FileUnreadable,
 )
+from attestation.files import write_whole
 from tests.attestation.collateral.support import DAY, MONTH, PLATFORM, START, TEE, issued
 from tests.attestation.measure.support import refused
 

@@ -281,6 +281,15 @@ def test_records_are_beacons_beside_the_first_until_there_are_enough() -> None:
     assert beacons(state_of(world)) == {one, two, *more}
 
 
+def test_there_is_a_first_beacon_once_there_are_servers_enough_for_rounds() -> None:
+    world = world_of(min_servers=2)
+    good(world.join(world.sites[0]))
+    assert beacons(state_of(world)) == frozenset()
+    for site in world.sites[1:]:
+        good(world.join(site))
+        assert beacons(state_of(world)) == {state_of(world).head}
+
+
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_there_is_no_beacon_while_an_operator_has_no_server(missing: int) -> None:
     world = world_of()

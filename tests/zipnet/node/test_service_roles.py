@@ -15,6 +15,7 @@ from attestation.bundle import Role
 from attestation.providers.mock_server import MockPccs
 from tests.zipnet.instance.support import PATIENCE, run
 from zipnet.access import Access
+from zipnet.committee.state import Rules
 from zipnet.config import Config, deployment_id
 from zipnet.datum import Blob
 from zipnet.demo import CLIENT, SERVER, Operators, demo_window
@@ -31,6 +32,7 @@ from zipnet.ids import UniqueId
 from zipnet.network.base import Network
 from zipnet.network.local import LocalNetwork
 from zipnet.network.public import Notice
+from zipnet.network.recovery import kept_checkpoint
 from zipnet.node import service_roles
 from zipnet.node.service import cause
 from zipnet.node.service_collateral import Attesting, Fetching, attesting
@@ -216,6 +218,12 @@ def test_a_whole_instance(
             with caplog.at_level("INFO"):
                 await made.until(lambda: landed() > seen)
             assert {one.endorsement.peer for one in servers[-1].state.servers.values()} == before
+            # What all servers have signed each of them keeps for itself.
+            file = made.folder / "alpha" / "checkpoint"
+            await made.until(file.exists)
+            rules = Rules.of(made.operators.config)
+            found = kept_checkpoint(file.read_bytes(), rules, made.deployment.raw)
+            assert found.pointer.checkpoint.seq > 0
             # Members connect as such, a client as a guest that may show a ticket.
             kinds = {(bool(one.member), bool(one.identity)) for one in made.callers}
             assert kinds == {(True, False), (False, True), (False, False)}

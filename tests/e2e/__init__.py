@@ -1,0 +1,1 @@
+"""Whole deployments of processes, as operators run them."""
