@@ -264,7 +264,7 @@ def recover(
         left = asyncio.run(_last_checkpoint(deployment, values, generation, state))
     elif raw.startswith(VERSION):
         left = kept_checkpoint(raw, rules, deployment.id.raw)
-    elif recovery is not None and left is not None:
+    elif recovery is not None:
         raise click.UsageError("--recovery takes a signed checkpoint, as servers keep it")
     raw = raw if left is None else left.snapshot
     last = Machine.restore(rules, raw).state
