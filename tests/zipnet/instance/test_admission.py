@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
 from attestation.allowlist import AllowList, Entry, TcbPolicy, assemble, sign
+from attestation.errors import CollateralUnavailable
 from tests.zipnet.instance.support import PATIENCE, Town, run, together, town
 from zipnet.committee.state import Ending
 from zipnet.demo import CLIENT, SERVER, clock
@@ -186,6 +188,34 @@ def test_a_ticket_is_renewed_and_the_client_stays_in() -> None:
             )
             await made.say_until_landed(client, "with the second ticket")
             assert made.state.clients[who].member == member
+            await made.check()
+
+    run(body())
+
+
+def test_a_server_without_collateral_says_nothing_against_a_client(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def body() -> None:
+        there = False
+
+        async def fetch(_quote: bytes) -> None:
+            if not there:
+                raise CollateralUnavailable("the service is down", rule="source.unreachable")
+
+        async with town(clients=2) as made:
+            await made.say_until_landed(made.clients[0], "while the service is up")
+            bravo = next(one for one in made.servers if one.core.id == made.id_of("bravo"))
+            bravo.judge._admission = replace(bravo.judge._admission, fetch=fetch)
+            late = made.client()
+            await made.until(lambda: "can't be judged" in caplog.text)
+            who = late._core.id
+            assert made.state.clients[who].refusals == {}
+            assert bravo.core.id not in made.state.clients[who].vouchers
+            there = True
+            bravo.judge.noted.set()
+            await made.until(late.taking_part.is_set)
+            await made.say_until_landed(late, "now that it is up again")
             await made.check()
 
     run(body())
