@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from attestation import envelope
 from attestation.allowlist import AllowList
 from attestation.bundle import Role
-from attestation.errors import AllowListRejected, FileUnreadable
+from attestation.errors import FileUnreadable
 from attestation.files import read_file
-from zipnet.commands.admin_files import erase, write_new
+from zipnet.commands.admin_files import erase, read_signed, write_new
 from zipnet.commands.network import ask_servers, committee, opened
 from zipnet.commands.settings import (
     FILE,
@@ -444,15 +444,7 @@ def _named(known: OperatorSet, name: str) -> bytes:
 
 def _signatures(path: Path, document: RecoveryDocument) -> dict[str, envelope.Signature]:
     """The signatures in an envelope with exactly this document."""
-    try:
-        signed = envelope.parse(read_file(path, envelope.MAX_BYTES), RECOVERY_TYPE)
-    except AllowListRejected as error:
-        raise DocumentRejected(
-            f"{path} is no recovery document: {error.message}",
-            expected=error.expected,
-            got=error.got,
-            rule=error.rule,
-        ) from error
+    signed = read_signed(path, RECOVERY_TYPE)
     if signed.payload != document.dumps():
         other = RecoveryDocument.loads(signed.payload)
         raise DocumentRejected(

@@ -21,7 +21,7 @@ from attestation.errors import AllowListRejected
 from attestation.files import read_file
 from attestation.measure.record import Measurements
 from zipnet.commands.admin import MAX_DOCUMENT, allow_list, operator_key, signer_options
-from zipnet.commands.admin_files import write_new
+from zipnet.commands.admin_files import read_signed, write_new
 from zipnet.commands.network import ask_servers, committee, opened
 from zipnet.commands.settings import (
     FILE,
@@ -277,15 +277,7 @@ def _joined(
     """This signature and those in the envelopes of others, by key. Raises DocumentRejected."""
     signatures = {str(own.keyid): own}
     for path in others:
-        try:
-            signed = envelope.parse(read_file(path, envelope.MAX_BYTES), payload_type)
-        except AllowListRejected as error:
-            raise DocumentRejected(
-                f"{path} is no such document: {error.message}",
-                expected=error.expected,
-                got=error.got,
-                rule=error.rule,
-            ) from error
+        signed = read_signed(path, payload_type)
         if signed.payload != payload:
             raise DocumentRejected(
                 f"{path} is another document",

@@ -1,4 +1,4 @@
-"""Files that `zipnet admin` writes, and one that it erases."""
+"""Files that `zipnet admin` writes and reads, and one that it erases."""
 
 from __future__ import annotations
 
@@ -6,11 +6,28 @@ import fcntl
 import os
 from pathlib import Path
 
-from attestation.errors import FileUnreadable
-from zipnet.errors import GuardRefused
+from securesystemslib.dsse import Envelope
+
+from attestation import envelope
+from attestation.errors import AllowListRejected, FileUnreadable
+from attestation.files import read_file
+from zipnet.errors import DocumentRejected, GuardRefused
 
 # Of what is erased, at a time.
 CHUNK = 1 << 20
+
+
+def read_signed(path: Path, payload_type: str) -> Envelope:
+    """What an operator has signed, whichever it is. Raises FileError, DocumentRejected."""
+    try:
+        return envelope.parse(read_file(path, envelope.MAX_BYTES), payload_type)
+    except AllowListRejected as error:
+        raise DocumentRejected(
+            f"{path} is no such document: {error.message}",
+            expected=error.expected,
+            got=error.got,
+            rule=error.rule,
+        ) from error
 
 
 def erase(path: Path) -> None:

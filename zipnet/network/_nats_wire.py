@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import logging
 import re
@@ -24,6 +23,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from zipnet.errors import Denied, EngineError, EngineMisconfigured, Unavailable
+from zipnet.network.nkeys import NONCE, Kind, public_text
 
 T = TypeVar("T")
 
@@ -34,9 +34,6 @@ OLDEST = (2, 11)
 PENDING_BYTES = 64 << 20
 CLOSE_SECONDS = 2.0
 
-# What the peer key signs elsewhere begins with a domain, and all domains have a slash.
-_NONCE = re.compile(r"[A-Za-z0-9_-]{8,64}")
-_USER = 20 << 3
 _VERSION = re.compile(r"(\d{1,6})\.(\d{1,6})\.")
 _REFUSED = re.compile(
     r'permissions violation for (publish|subscription|publish with reply)(?: to| of) "([^"]*)"'
@@ -65,11 +62,13 @@ class Credentials:
 
     def nkey(self) -> str:
         """The public key in the server's form; empty for a guest."""
-        return "" if self.key is None else user_nkey(self.key.public_key().public_bytes_raw())
+        if self.key is None:
+            return ""
+        return public_text(Kind.USER, self.key.public_key().public_bytes_raw())
 
     def sign(self, nonce: str) -> bytes:
         """The signature of a nonce, base64. Raises Denied for what might be anything else."""
-        if not _NONCE.fullmatch(nonce):
+        if not NONCE.fullmatch(nonce):
             raise Denied(
                 "the server wants a signature of what is no nonce",
                 expected="8 to 64 of A-Z a-z 0-9 _ -",
@@ -79,13 +78,6 @@ class Credentials:
             )
         assert self.key is not None
         return base64.b64encode(self.key.sign(nonce.encode()))
-
-
-def user_nkey(public: bytes) -> str:
-    """An Ed25519 public key (32 bytes) as the name of a NATS user: base32, with a CRC-16."""
-    body = bytes([_USER]) + public
-    crc = binascii.crc_hqx(body, 0).to_bytes(2, "little")
-    return base64.b32encode(body + crc).decode().rstrip("=")
 
 
 class _Client(Client):

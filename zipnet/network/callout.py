@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from attestation.bundle import MAX_BUNDLE, Bundle
 from zipnet.errors import Refused, WireFormatError
-from zipnet.network.nkeys import Kind, parse_public, sign_token, verify_token
+from zipnet.network.nkeys import NONCE, Kind, parse_public, sign_token, verify_token
 from zipnet.network.rights import Rights
 
 ASKED = "$SYS.REQ.USER.AUTH"
 ANSWER_NS = 5_000_000_000
 MAX_ERROR = 200
-_NONCE = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _MAX_TEXT = MAX_BUNDLE * 4 // 3 + 4
 
 
@@ -117,7 +115,7 @@ class ConnectRequest:
         return bundle
 
     def _check_possession(self, peer: bytes) -> None:
-        if not _NONCE.fullmatch(self.nonce):
+        if not NONCE.fullmatch(self.nonce):
             raise _wrong("credentials.nonce", "8 to 64 of A-Z a-z 0-9 _ -", self.nonce)
         signature = _base64(self.signature, "credentials.signature")
         try:

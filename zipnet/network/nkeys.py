@@ -24,6 +24,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from zipnet.errors import Refused, WireFormatError
 
 MAX_TOKEN = 1 << 16
+# What a peer key may sign for a server of the bus, which is not trusted: what that key signs
+# elsewhere begins with a domain, and all domains have a slash.
+NONCE = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 _TEXT = re.compile(r"[A-Z2-7]{56}")
 _PART = re.compile(r"[A-Za-z0-9_-]+")

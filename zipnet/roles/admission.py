@@ -14,7 +14,12 @@ from blake3 import blake3
 
 from attestation.allowlist import AllowList
 from attestation.bundle import Bundle, Fresh, Role, Ticket
-from attestation.errors import TicketRejected
+from attestation.errors import (
+    CollateralFormatError,
+    CollateralRejected,
+    CollateralUnavailable,
+    TicketRejected,
+)
 from attestation.providers import QuoteProvider
 from attestation.tdx import Tdx
 from attestation.ticket import (
@@ -37,6 +42,8 @@ POLICY = "zipnet/policy/v2"
 PLATFORM = "zipnet/platform/v2"
 CONFIG = "zipnet/config-digest/v2"
 TICKET_LIFE = 3_600
+# The rule of `attestation.collateral` for a platform of a model that was not named.
+NOT_ALLOWED = "fmspc"
 
 # The collateral for the platform that a quote (its bytes) comes from, as it is at hand. May raise
 # AttestationError: CollateralUnavailable for what may still come.
@@ -106,10 +113,24 @@ class Admission:
     async def prepare(self, bundle: Bundle, role: Role) -> None:
         """Bring the collateral for a peer to hand, so that `validate` needs no network.
 
-        Raises CollateralUnavailable, which says nothing about the peer, or CollateralRejected.
+        Raises CollateralUnavailable, which says nothing about the peer: also where the service
+        answers with what is no good. CollateralRejected for a platform that is not allowed, and
+        QuoteFormatError and QuoteRejected, are about the peer.
         """
-        if self.fetch is not None and self.attests(role):
+        if self.fetch is None or not self.attests(role):
+            return
+        try:
             await self.fetch(bundle.quote)
+        except (CollateralFormatError, CollateralRejected) as error:
+            if error.rule == NOT_ALLOWED:
+                raise
+            raise CollateralUnavailable(
+                error.message,
+                expected=error.expected,
+                got=error.got,
+                rule=error.rule,
+                hint=error.hint,
+            ) from error
 
     def validate(
         self,

@@ -9,7 +9,12 @@ from dataclasses import replace
 import pytest
 
 from attestation.allowlist import AllowList, Entry, TcbPolicy, assemble, sign
-from attestation.errors import CollateralUnavailable
+from attestation.errors import (
+    AttestationError,
+    CollateralFormatError,
+    CollateralRejected,
+    CollateralUnavailable,
+)
 from tests.zipnet.instance.support import PATIENCE, Town, run, together, town
 from zipnet.committee.state import Ending
 from zipnet.demo import CLIENT, SERVER, clock
@@ -193,15 +198,24 @@ def test_a_ticket_is_renewed_and_the_client_stays_in() -> None:
     run(body())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        CollateralUnavailable("the service is down", rule="source.unreachable"),
+        CollateralRejected("the service lies", rule="root-mismatch"),
+        CollateralFormatError("the service babbles", rule="json"),
+    ],
+    ids=lambda error: error.rule,
+)
 def test_a_server_without_collateral_says_nothing_against_a_client(
-    caplog: pytest.LogCaptureFixture,
+    error: AttestationError, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body() -> None:
         there = False
 
         async def fetch(_quote: bytes) -> None:
             if not there:
-                raise CollateralUnavailable("the service is down", rule="source.unreachable")
+                raise error
 
         async with town(clients=2) as made:
             await made.say_until_landed(made.clients[0], "while the service is up")
@@ -217,5 +231,20 @@ def test_a_server_without_collateral_says_nothing_against_a_client(
             await made.until(late.taking_part.is_set)
             await made.say_until_landed(late, "now that it is up again")
             await made.check()
+
+    run(body())
+
+
+def test_a_platform_that_is_not_allowed_is_refused() -> None:
+    async def body() -> None:
+        async def fetch(_quote: bytes) -> None:
+            raise CollateralRejected("a platform of another model", rule="fmspc")
+
+        async with town(clients=2) as made:
+            await made.say_until_landed(made.clients[0], "before")
+            bravo = next(one for one in made.servers if one.core.id == made.id_of("bravo"))
+            bravo.judge._admission = replace(bravo.judge._admission, fetch=fetch)
+            error = await refused(made.client(), made, "from another model")
+            assert error.rule == "fmspc"
 
     run(body())

@@ -12,9 +12,9 @@ from nats.aio.client import Client
 from tests.zipnet.network.conformance import PUBLIC_LOG
 from tests.zipnet.network.nats_cluster import Cluster, Node, plain
 from zipnet.network._nats_blobs import SIZE
-from zipnet.network._nats_wire import user_nkey
 from zipnet.network.base import Network
 from zipnet.network.nats import NatsNetwork
+from zipnet.network.nkeys import Kind, public_text
 
 MAX_PAYLOAD = 2 * 1000 * 1000
 PASSWORD = "of the tests"  # noqa: S105
@@ -26,7 +26,7 @@ def member_key(number: int = 0) -> Ed25519PrivateKey:
 
 
 def nkey(key: Ed25519PrivateKey) -> str:
-    return user_nkey(key.public_key().public_bytes_raw())
+    return public_text(Kind.USER, key.public_key().public_bytes_raw())
 
 
 def guarded(node: Node) -> str:

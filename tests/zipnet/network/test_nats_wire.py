@@ -24,9 +24,10 @@ from zipnet.errors import (
     Unavailable,
 )
 from zipnet.network import _nats_wire
-from zipnet.network._nats_wire import Credentials, user_nkey
+from zipnet.network._nats_wire import Credentials
 from zipnet.network.base import Message, Network
 from zipnet.network.nats import MAX_BUNDLE, NatsNetwork
+from zipnet.network.nkeys import Kind, public_text
 
 TOKEN = "0123456789abcdef"  # noqa: S105
 INFO = {
@@ -124,16 +125,8 @@ def test_a_nonce_is_signed_with_the_peer_key() -> None:
     asyncio.run(body())
     sent = json.loads(server.heard.splitlines()[0].removeprefix(b"CONNECT "))
     key.public_key().verify(base64.b64decode(sent["sig"]), nonce.encode())
-    assert sent["nkey"] == user_nkey(key.public_key().public_bytes_raw())
+    assert sent["nkey"] == public_text(Kind.USER, key.public_key().public_bytes_raw())
     assert "auth_token" not in sent
-
-
-def test_the_name_of_a_user() -> None:
-    name = user_nkey(bytes(range(32)))
-    assert (len(name), name[0]) == (56, "U")
-    raw = base64.b32decode(name)
-    assert raw[:33] == bytes([20 << 3]) + bytes(range(32))
-    assert user_nkey(bytes(32)) != user_nkey(bytes([1]) + bytes(31))
 
 
 def test_secrets_are_not_shown() -> None:
