@@ -29,3 +29,4 @@ main.add_command(record)
 main.add_command(verify)
 if find_spec(MOCK) is not None:  # not in production images
     main.add_command(import_module("attestation.commands.mock_pki").mock_pki)
+    main.add_command(import_module("attestation.commands.mock_td").mock_td)

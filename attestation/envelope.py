@@ -5,6 +5,9 @@
 `keyid` is the public key itself, 64 lower-case hex digits. The signed bytes and the check of a
 signature are securesystemslib's. Reading is ours, because its decoder passes over what is no
 base64, later of two equal keys and unknown fields.
+
+All that is signed here goes through this module: `refused` is the error that a reader raises, that
+of lists unless another package names its own.
 """
 
 import base64
@@ -24,9 +27,20 @@ from securesystemslib.signer import (  # type: ignore[attr-defined]  # exported 
     SSlibKey,
 )
 
-from attestation.errors import AllowListRejected, PolicyError
+from attestation.errors import AllowListRejected, Explained, PolicyError
 
-__all__ = ["Signature", "assemble", "fields", "load_json", "parse", "shown", "sign", "verify"]
+__all__ = [
+    "Envelope",
+    "Signature",
+    "assemble",
+    "fields",
+    "has_signed",
+    "load_json",
+    "parse",
+    "shown",
+    "sign",
+    "verify",
+]
 
 # 1 MiB of payload in base64, and signatures.
 MAX_BYTES = 3 << 19
@@ -41,33 +55,46 @@ def sign(payload: bytes, payload_type: str, key: Ed25519PrivateKey) -> Signature
     return Envelope(payload, payload_type, {}).sign(signer)
 
 
-def assemble(payload: bytes, payload_type: str, signatures: Iterable[Signature]) -> bytes:
+def assemble(
+    payload: bytes,
+    payload_type: str,
+    signatures: Iterable[Signature],
+    refused: type[Explained] = AllowListRejected,
+) -> bytes:
     """The envelope as canonical JSON: sorted keys and signers, two spaces of indent, ASCII.
 
-    Raises AllowListRejected if there is no signature, or two by one key.
+    Raises `refused` if there is no signature, or two by one key.
     """
     ordered = sorted(signatures, key=lambda signature: str(signature.keyid))
-    envelope = Envelope(payload, payload_type, _by_signer(ordered))
+    envelope = Envelope(payload, payload_type, _by_signer(ordered, refused))
     return json.dumps(envelope.to_dict(), indent=2, sort_keys=True).encode() + b"\n"
 
 
-def parse(raw: bytes, payload_type: str) -> Envelope:
-    """The envelope in `raw`, no signature checked. Raises AllowListRejected."""
+def parse(raw: bytes, payload_type: str, refused: type[Explained] = AllowListRejected) -> Envelope:
+    """The envelope in `raw`, no signature checked. Raises `refused`."""
     if len(raw) > MAX_BYTES:
-        raise _malformed("size", f"at most {MAX_BYTES} bytes", str(len(raw)))
-    document = fields(
-        load_json(raw, "envelope"), {"payload", "payloadType", "signatures"}, "envelope"
-    )
+        raise _malformed("size", f"at most {MAX_BYTES} bytes", str(len(raw)), refused)
+    names = {"payload", "payloadType", "signatures"}
+    document = fields(load_json(raw, "envelope", refused), names, "envelope", refused=refused)
     if document["payloadType"] != payload_type:
-        raise _malformed("payload-type", payload_type, shown(document["payloadType"]))
-    if not isinstance(document["signatures"], list):
-        raise _malformed("fields", "a list of signatures", type(document["signatures"]).__name__)
-    if len(document["signatures"]) > MAX_SIGNATURES:
-        raise _malformed(
-            "signatures", f"at most {MAX_SIGNATURES}", str(len(document["signatures"]))
-        )
-    payload = _decode(document["payload"])
-    return Envelope(payload, payload_type, _by_signer(map(_signature, document["signatures"])))
+        raise _malformed("payload-type", payload_type, shown(document["payloadType"]), refused)
+    signatures = document["signatures"]
+    if not isinstance(signatures, list):
+        raise _malformed("fields", "a list of signatures", type(signatures).__name__, refused)
+    if len(signatures) > MAX_SIGNATURES:
+        raise _malformed("signatures", f"at most {MAX_SIGNATURES}", str(len(signatures)), refused)
+    payload = _decode(document["payload"], refused)
+    read = [_signature(value, refused) for value in signatures]
+    return Envelope(payload, payload_type, _by_signer(read, refused))
+
+
+def has_signed(envelope: Envelope, key: bytes) -> bool:
+    """Whether the holder of this Ed25519 public key (32 bytes) signed the envelope."""
+    try:
+        envelope.verify([_key(Ed25519PublicKey.from_public_bytes(key))], 1)
+    except VerificationError:
+        return False
+    return True
 
 
 def verify(envelope: Envelope, keys: Sequence[bytes], k: int) -> None:
@@ -92,7 +119,7 @@ def verify(envelope: Envelope, keys: Sequence[bytes], k: int) -> None:
             rule="threshold",
             hint="set k in the configuration of the deployment",
         )
-    signed = [key.hex() for key in keys if _has_signed(envelope, key)]
+    signed = [key.hex() for key in keys if has_signed(envelope, key)]
     if len(signed) < k:
         claimed = [key.hex() for key in keys if key.hex() in envelope.signatures]
         bad = sorted(set(claimed) - set(signed))
@@ -106,12 +133,14 @@ def verify(envelope: Envelope, keys: Sequence[bytes], k: int) -> None:
         )
 
 
-def load_json(raw: bytes, what: str) -> object:
-    """The JSON value in `raw`, each key once. Raises AllowListRejected; `what` leads its rules."""
+def load_json(raw: bytes, what: str, refused: type[Explained] = AllowListRejected) -> object:
+    """The JSON value in `raw`, each key once. Raises `refused`; `what` leads its rules."""
     try:
-        return json.loads(raw.decode(), object_pairs_hook=lambda pairs: _object(pairs, what))
+        return json.loads(
+            raw.decode(), object_pairs_hook=lambda pairs: _object(pairs, what, refused)
+        )
     except (ValueError, RecursionError) as error:
-        raise AllowListRejected(
+        raise refused(
             f"the {what} is not JSON",
             expected="UTF-8 JSON",
             got=ascii(str(error))[:120],
@@ -120,14 +149,20 @@ def load_json(raw: bytes, what: str) -> object:
         ) from None
 
 
-def fields(value: object, names: set[str], what: str, where: str = "") -> dict[str, Any]:
-    """`value`, if it is an object with exactly these fields. Raises AllowListRejected."""
+def fields(
+    value: object,
+    names: set[str],
+    what: str,
+    where: str = "",
+    refused: type[Explained] = AllowListRejected,
+) -> dict[str, Any]:
+    """`value`, if it is an object with exactly these fields. Raises `refused`."""
     if not isinstance(value, dict) or value.keys() != names:
         got = type(value).__name__
         if isinstance(value, dict):
             missing, unknown = sorted(names - value.keys()), sorted(value.keys() - names)
             got = f"missing {missing}, unknown {ascii(unknown)[:120]}"
-        raise AllowListRejected(
+        raise refused(
             f"{where or what} has other fields",
             expected=f"exactly {', '.join(sorted(names))}",
             got=got,
@@ -148,41 +183,33 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def _has_signed(envelope: Envelope, key: bytes) -> bool:
-    try:
-        envelope.verify([_key(Ed25519PublicKey.from_public_bytes(key))], 1)
-    except VerificationError:
-        return False
-    return True
-
-
 def _key(key: Ed25519PublicKey) -> SSlibKey:
     return SSlibKey.from_crypto(key, keyid=key.public_bytes_raw().hex())
 
 
-def _by_signer(signatures: Iterable[Signature]) -> dict[str, Signature]:
+def _by_signer(signatures: Iterable[Signature], refused: type[Explained]) -> dict[str, Signature]:
     result: dict[str, Signature] = {}
     for signature in signatures:
         if signature.keyid in result:
-            raise _malformed("duplicate-signer", "one signature a key", signature.keyid)
+            raise _malformed("duplicate-signer", "one signature a key", signature.keyid, refused)
         result[signature.keyid] = signature
     if not result:
-        raise _malformed("signatures", "one or more", "none")
+        raise _malformed("signatures", "one or more", "none", refused)
     return result
 
 
-def _signature(value: object) -> Signature:
-    entry = fields(value, {"keyid", "sig"}, "envelope", "a signature")
+def _signature(value: object, refused: type[Explained]) -> Signature:
+    entry = fields(value, {"keyid", "sig"}, "envelope", "a signature", refused)
     keyid = entry["keyid"]
     if not isinstance(keyid, str) or not _KEYID.fullmatch(keyid):
-        raise _malformed("keyid", "a public key, 64 lower-case hex digits", shown(keyid))
-    signature = _decode(entry["sig"])
+        raise _malformed("keyid", "a public key, 64 lower-case hex digits", shown(keyid), refused)
+    signature = _decode(entry["sig"], refused)
     if len(signature) != 64:
-        raise _malformed("signature-size", "64 bytes", str(len(signature)))
+        raise _malformed("signature-size", "64 bytes", str(len(signature)), refused)
     return Signature(keyid, signature.hex())
 
 
-def _decode(value: object) -> bytes:
+def _decode(value: object, refused: type[Explained]) -> bytes:
     """Base64 with padding, in the one form that an encoder writes."""
     try:
         if isinstance(value, str):
@@ -191,15 +218,15 @@ def _decode(value: object) -> bytes:
                 return decoded
     except (binascii.Error, UnicodeEncodeError):
         pass
-    raise _malformed("base64", "canonical base64", shown(value))
+    raise _malformed("base64", "canonical base64", shown(value), refused)
 
 
-def _object(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]], what: str, refused: type[Explained]) -> dict[str, Any]:
     """A JSON object, whose keys must differ: readers disagree about which of two counts."""
     result = dict(pairs)
     if len(result) != len(pairs):
         name, count = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise AllowListRejected(
+        raise refused(
             f"the {what} has a key twice",
             expected="each key once",
             got=f"{ascii(name)[:80]} {count} times",
@@ -209,11 +236,11 @@ def _object(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
     return result
 
 
-def _malformed(rule: str, expected: str, got: str) -> AllowListRejected:
-    return AllowListRejected(
+def _malformed(rule: str, expected: str, got: str, refused: type[Explained]) -> Explained:
+    return refused(
         "the envelope is malformed",
         expected=expected,
         got=got,
         rule=f"envelope.{rule}",
-        hint="fetch the list again; an envelope is made by `assemble` only",
+        hint="fetch it again; an envelope is made by `assemble` only",
     )

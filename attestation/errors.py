@@ -19,6 +19,10 @@
         ├── TicketFormatError          the bytes are no ticket or bundle
         ├── TicketRejected             a ticket that a validator refuses
         ├── AllowListRejected          a list of measurements that is malformed, unsigned or old
+        ├── ProvisionFormatError       the bytes are no offer, grant or message of provisioning
+        ├── ProvisionRefused           an offer or a grant that one side must not take; see `rule`
+        ├── ProvisionUnavailable       the two sides can't reach each other (exit code 3)
+        ├── EvidenceUnavailable        a node gives no evidence (exit code 3)
         ├── SealError                  sealed data can't be made or opened
         │   ├── SealFormatError        the bytes are no sealed data
         │   ├── SealRefused            sealed, but not for this state of this machine; see `rule`
@@ -145,6 +149,26 @@ class TicketRejected(AttestationError):
 
 class AllowListRejected(AttestationError):
     """A list of accepted measurements that is malformed, not signed as it must be, or too old."""
+
+
+class ProvisionFormatError(AttestationError):
+    """The bytes are no offer, grant or message of provisioning; see `rule`."""
+
+
+class ProvisionRefused(AttestationError):
+    """A well-formed offer or grant that one side must not take; see `rule`."""
+
+
+class ProvisionUnavailable(AttestationError):
+    """Guest and operator can't reach each other, or one of them went silent; see `rule`."""
+
+    exit_code = 3
+
+
+class EvidenceUnavailable(AttestationError):
+    """A node can't be reached, or gives no evidence; see `rule`."""
+
+    exit_code = 3
 
 
 class SealError(AttestationError):

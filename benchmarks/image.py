@@ -83,6 +83,7 @@ def bare(work: Path) -> Iterator[Callable[..., None]]:
         supply.tree(found, "tools", log),
         DISTRIBUTION,
         packages["source_date_epoch"],
+        QUICK,
     )
 
     def once(cache: Path | None = None) -> None:
@@ -93,7 +94,6 @@ def bare(work: Path) -> Iterator[Callable[..., None]]:
             pool=work / "pool",
             work=scratch,
             log=log,
-            compress_level=QUICK,
             cache=cache,
         )
         shutil.rmtree(scratch)

@@ -6,7 +6,10 @@ Explained                      (attestation.errors)
     │   ├── LockError          a lock file breaks its schema, or a package breaks the lock
     │   ├── OutputRefused      the output folder is not ours to write
     │   ├── ProofFailed        the boot proof of a build did not hold
-    │   └── NotReproducible    two builds of one tree differ
+    │   ├── NotReproducible    two builds of one tree differ
+    │   └── NotReleasable      builds that no release may be made of
+    ├── ReleaseFormatError     the bytes are no manifest, envelope or other file of a release
+    ├── ReleaseRejected        a release that is not signed, not whole, or not what it says
     └── HostError              this machine lacks something (exit code 3)
         ├── MirrorError        packages can't be had from where they should come
         └── ToolFailed         a program that we started failed
@@ -39,6 +42,18 @@ class ProofFailed(BuildRefused):
 
 class NotReproducible(BuildRefused):
     """Two builds of one tree and lock differ."""
+
+
+class NotReleasable(BuildRefused):
+    """Outputs of builds, or a tree, that no release may be made of; see `rule`."""
+
+
+class ReleaseFormatError(ReleaseError):
+    """The bytes are no manifest, envelope, list of keys or list of sums; see `rule`."""
+
+
+class ReleaseRejected(ReleaseError):
+    """A well-formed release that must not be trusted; see `rule`."""
 
 
 class HostError(ReleaseError):

@@ -1,4 +1,4 @@
-"""What all tests need: signals that work, and a mark on those that need servers of the bus."""
+"""What all tests need: signals that work, and marks on those that need a bus, or machines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 FOLDERS = ("tests/e2e/", "tests/zipnet/network/")
 BUS = "test_nats_"
+GUESTS = "tests/e2e/appliances/"
 
 
 def pytest_configure() -> None:
@@ -18,5 +19,7 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         path = item.path.as_posix()
-        if item.path.name.startswith(BUS) or any(folder in path for folder in FOLDERS):
+        if GUESTS in path:
+            item.add_marker(pytest.mark.guest)
+        elif item.path.name.startswith(BUS) or any(folder in path for folder in FOLDERS):
             item.add_marker(pytest.mark.network)

@@ -25,8 +25,10 @@ OTHERS = {
     "od": r"-An -v -tx1",
     "openssl": r"(rand -hex \d+|genpkey -algorithm ed25519 -out \S+|"
     r"pkey -in \S+ -pubout -outform DER)",
+    "run-qemu": r"--tdx --mrconfigid \w+( --forward \d+:\d+)+( --state \S+)?",
     "systemctl": r"(start|stop|restart|disable --now) zipnet-(server|aggregator|client)@\S+",
     "tail": r"-c 32",
+    "truncate": r"-s 1M \S+",
     "tr": r"-d  \\n",
     "umask": r"077",
 }

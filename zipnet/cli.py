@@ -9,10 +9,12 @@ from zipnet import __version__
 from zipnet.commands import roles
 from zipnet.commands.admin import admin
 from zipnet.commands.admin_documents import operators
+from zipnet.commands.appliance import appliance
 from zipnet.commands.archive import archive, subscribe
 from zipnet.commands.config import config
 from zipnet.commands.demo import demo
 from zipnet.commands.nats_config import nats_config
+from zipnet.commands.provision import provision
 from zipnet.commands.publish import publish
 from zipnet.commands.status import status
 from zipnet.committee.machine import MACHINE_VERSION
@@ -30,6 +32,8 @@ def main() -> None:
 
 for _command in (
     *roles.COMMANDS,
+    appliance,
+    provision,
     demo,
     publish,
     subscribe,

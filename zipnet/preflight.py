@@ -7,7 +7,9 @@ and proc(5) for /proc/net.
 
 from __future__ import annotations
 
+import base64
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,10 +21,13 @@ PCR_FOLDER = "sys/class/tpm/tpm0"
 SECURE_BOOT = "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 LOCKDOWN = "sys/kernel/security/lockdown"
 FLAVOR = "usr/lib/zipnet/flavor"
+ROLE = "usr/lib/zipnet/role"
+MOCK = "mock"
 EVENT_LOG = "sys/kernel/security/tpm0/binary_bios_measurements"
 TCP_LISTEN = "0A"
 # A register file is at most 96 hex digits and a newline, /proc/net/tcp one line of 150 a socket.
 MAX_READ = 1 << 20
+_LINE = 120
 
 
 class Role(StrEnum):
@@ -115,6 +120,40 @@ def _memory(root: Path) -> tuple[int, int] | None:
     if "MemTotal" not in fields or "MemAvailable" not in fields:
         return None
     return fields["MemTotal"] - fields["MemAvailable"], fields["MemTotal"]
+
+
+def role_of(root: Path = Path("/")) -> Role | None:
+    """The role that this appliance was built for; None where this is none."""
+    name = _text(root / ROLE)
+    return next((role for role in Role if role == name), None)
+
+
+def lines(role: Role, version: str, seen: Preflight) -> list[str]:
+    """What people are shown of a look, aligned, one fact a line."""
+    facts = [
+        ("flavor", seen.flavor),
+        ("tdx guest", "yes" if seen.tdx_device else "no"),
+        ("configfs-tsm", "present" if seen.tsm_report else "absent"),
+        ("secure boot", {True: "on", False: "off", None: "unknown"}[seen.secure_boot]),
+        ("lockdown", seen.lockdown or "unknown"),
+        ("listening", ", ".join(seen.listeners) or "nothing"),
+    ]
+    if seen.memory_mib is not None:
+        facts.append(("memory", f"{seen.memory_mib[0]} of {seen.memory_mib[1]} MiB used"))
+    if seen.uptime_s is not None:
+        facts.append(("time", f"{seen.uptime_s:.1f} s since the kernel started"))
+    facts += seen.registers or (("registers", "none visible"),)
+    return [f"zipnet {role} {version}: preflight"] + [
+        f"  {name:<14} {value}" for name, value in facts
+    ]
+
+
+def event_log_lines(root: Path = Path("/")) -> Iterator[str]:
+    """The event log in base64, for the console of a test image: predictions are checked with it."""
+    encoded = base64.b64encode(event_log(root)).decode()
+    for begin in range(0, len(encoded), _LINE):
+        yield f"zipnet-event-log {encoded[begin : begin + _LINE]}"
+    yield f"zipnet-event-log end of {EVENT_LOG}"
 
 
 def event_log(root: Path = Path("/")) -> bytes:

@@ -11,6 +11,7 @@ from release.build.compare import Comparison, require_identical
 from release.build.pipeline import Builder, Request, Result
 from release.build.process import run
 from release.build.stage import INPUTS, PACKAGES
+from release.origin import Origins
 
 # Everything that a build reads from its checkout, and the builder itself.
 COPIED = (*INPUTS, *PACKAGES, "release", "build.py", "pyproject.toml", "requirements.lock")
@@ -34,24 +35,19 @@ def check(builder: Builder, request: Request, result: Result) -> None:
         with builder.steps.step("second build: other folder, umask, time zone, clock") as step:
             command = [sys.executable, "-P", str(copy / "build.py"), "--vary", "--locked"]
             command += [f"--locks={locks}", f"--out={out}", f"--flavor={request.flavor}"]
+            command += [f"--compress-level={request.compress_level}"]
             command += [f"--distribution={request.distribution.name}"]
             command += [f"--role={role}" for role in request.roles]
             # The second build may not depend on this host's apt, which the first may not have used.
             command += [f"--mirror={n}={url}" for n, url in builder.supply.mirrors.bases]
-            if request.compress_level is not None:
-                command += ["--compress-level", str(request.compress_level)]
             if request.skip_boot_proof:
                 command.append("--skip-boot-proof")
             env = ELSEWHERE | {"ZIPNET_CACHE": str(builder.paths.cache)}
             run(command, log=step.log, env=env, umask=UMASK, echo=step.echo)
         with builder.steps.step("compare the two builds") as step:
             for each in result.built:
-                comparison = Comparison(
-                    result.box.tools,
-                    builder.supply.store,
-                    each.debs,
-                    f"zipnet {builder.paths.version()}",
-                )
+                origins = Origins(builder.supply.store, each.debs, builder.paths.root)
+                comparison = Comparison(result.box.tools, origins)
                 require_identical(comparison.folders(each.folder, out / each.role))
                 step.note(f"{each.role}: identical")
 

@@ -20,9 +20,11 @@ from rich.table import Table
 from attestation.commands.group import ExplainedGroup
 from release.build import again, bootstrap, doctor, mirror
 from release.build.console import Steps
+from release.build.mirror import Mirrors
 from release.build.pipeline import Builder, Built, Request, as_json, explain_os_error
 from release.build.relock import relock
 from release.build.settings import (
+    COMPRESS_LEVEL,
     DISTRIBUTIONS,
     Distribution,
     Flavor,
@@ -31,6 +33,7 @@ from release.build.settings import (
     host_distribution,
 )
 from release.build.supply import Supply
+from release.bundle import Bundle
 
 ALL = "all"
 
@@ -91,8 +94,10 @@ VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show what mkosi pr
 )
 @click.option(
     "--compress-level",
-    type=click.IntRange(1, 19),
-    help="zstd level of the initrd: 19 (mkosi.conf) for releases, 3 for a quick build.",
+    type=click.IntRange(1, COMPRESS_LEVEL),
+    default=COMPRESS_LEVEL,
+    show_default=True,
+    help="zstd level of the initrd: 3 makes a quick build, releases have the default.",
 )
 @click.option("--locked", is_flag=True, help="Build exactly what images/locks/ names.")
 @click.option(
@@ -111,6 +116,11 @@ VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show what mkosi pr
     "--check-reproducible", is_flag=True, help="Build a second time elsewhere and compare."
 )
 @click.option("--print-config", is_flag=True, help="Print mkosi's resolved configuration and stop.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Take packages and wheels from this folder only; with --locked.",
+)
 @click.option("--locks", type=click.Path(path_type=Path), hidden=True)
 @click.option("--vary", is_flag=True, hidden=True)
 @JSON
@@ -123,12 +133,13 @@ def cli(
     mirrors: tuple[str, ...],
     snapshot: str | None,
     flavor: str,
-    compress_level: int | None,
+    compress_level: int,
     locked: bool,
     out: Path,
     skip_boot_proof: bool,
     check_reproducible: bool,
     print_config: bool,
+    bundle: Path | None,
     locks: Path | None,
     vary: bool,
     as_json_: bool,
@@ -144,9 +155,11 @@ def cli(
         return
     if not roles:
         raise click.UsageError("say what to build: --role server, aggregator, client or all")
+    if bundle is not None and (not locked or mirrors or snapshot):
+        raise click.UsageError("--bundle goes with --locked, and with no mirror")
     paths: Paths = context.obj
     chosen = _distribution(distribution)
-    builder = _builder(paths, chosen, mirrors, snapshot, locked, locks, verbose)
+    builder = _builder(paths, chosen, mirrors, snapshot, locked, locks, verbose, bundle)
     request = Request(
         roles=_roles(roles),
         distribution=chosen,
@@ -268,13 +281,18 @@ def _builder(
     locked: bool,
     locks: Path | None,
     verbose: bool,
+    bundle: Path | None = None,
 ) -> Builder:
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     console = Console(stderr=True, soft_wrap=True)
-    chosen = mirror.choose(mirrors, distribution.archives[0].name, snapshot)
+    kept = None if bundle is None else Bundle.open(bundle)
+    # Whoever has a bundle needs no mirror, nor an apt that knows one.
+    chosen = (
+        Mirrors(()) if kept else mirror.choose(mirrors, distribution.archives[0].name, snapshot)
+    )
     return Builder(
         paths,
-        Supply(paths.cache, (locks or paths.locks).absolute(), chosen, locked),
+        Supply(paths.cache, (locks or paths.locks).absolute(), chosen, locked, kept),
         Steps(console, paths.cache / "logs" / f"{now}-{os.getpid()}", verbose),
     )
 

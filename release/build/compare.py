@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
+import stat
 import subprocess
-import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attestation.errors import AttestationError
 from attestation.measure.pe import Pe
 from release.build import cpio
-from release.build.deb import Deb, Store
-from release.build.process import started
+from release.build.cpio import Entry
 from release.build.tools import Tree
-from release.errors import BuildRefused, NotReproducible, ToolFailed
+from release.errors import NotReproducible, ToolFailed
+from release.origin import Origins, wheels_of
 
-RUNTIME_FOLDER = "usr/lib/zipnet/"
-PROJECT_PACKAGES = ("attestation", "zipnet")
 INITRD_LIMIT = 2 << 30
+ONLY_FIRST, ONLY_SECOND = "only in the first build", "only in the second build"
 FIELDS = ("mode", "uid", "gid", "mtime", "nlink", "device", "data")
 
 
@@ -39,12 +36,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What it takes to look into an image: the tools' zstd, and the packages that made it."""
+    """What it takes to look into an image: the tools' zstd, and what tells whose a file is."""
 
     tools: Tree
-    store: Store
-    debs: Sequence[Deb]
-    project: str
+    origins: Origins
 
     def folders(self, first: Path, second: Path) -> Difference | None:
         """The first difference of two output folders in the order of names, None if identical."""
@@ -75,7 +70,10 @@ class Comparison:
                 if before != after:
                     if section == ".initrd":
                         return self.initrds(name, before, after)
-                    source = {".linux": "the kernel package", ".cmdline": "mkosi.conf"}
+                    source = {
+                        ".linux": "the kernel package",
+                        ".cmdline": "the kernel command line of mkosi.conf",
+                    }
                     return Difference(
                         name,
                         section,
@@ -90,30 +88,30 @@ class Comparison:
         """The first differing member of two compressed initrds."""
         before = list(cpio.read(self._decompressed(first)))
         after = list(cpio.read(self._decompressed(second)))
+        origins = replace(self.origins, wheels=wheels_of(before) | wheels_of(after))
+
+        def found(member: str, aspect: str) -> Difference:
+            return Difference(name, member, aspect, origins.of(member))
+
+        here, there = (
+            {entry.name: entry for entry in before},
+            {entry.name: entry for entry in after},
+        )
+        counts: Difference | None = None
+        for one in sorted({**there, **here}.values(), key=lambda entry: _order(entry.name)):
+            if one.name not in here or one.name not in there:
+                return found(one.name, ONLY_FIRST if one.name in here else ONLY_SECOND)
+            aspect = _aspect(here[one.name], there[one.name])
+            if aspect.startswith("nlink") and stat.S_ISDIR(one.mode):
+                # It follows from a folder inside that only one build has.
+                counts = counts or found(one.name, aspect)
+            elif aspect:
+                return found(one.name, aspect)
+        if counts is not None:
+            return counts
         for one, two in zip(before, after, strict=False):
             if one.name != two.name:
-                # Which of the two the other build lacks; both are there if the order differs.
-                there = {entry.name for entry in after}
-                here = {entry.name for entry in before}
-                for missing in (one.name, two.name):
-                    if missing not in there & here:
-                        aspect = "only in one of the builds"
-                        return Difference(name, missing, aspect, self.owner(missing))
-                aspect = "in another place of the archive"
-                return Difference(name, one.name, aspect, self.owner(one.name))
-            for field in FIELDS:
-                if getattr(one, field) != getattr(two, field):
-                    aspect = (
-                        f"content, {_where(one.data, two.data)}"
-                        if field == "data"
-                        else f"{field} {getattr(one, field)} and {getattr(two, field)}"
-                    )
-                    return Difference(name, one.name, aspect, self.owner(one.name))
-        if len(before) != len(after):
-            longer = max(before, after, key=len)[min(len(before), len(after))]
-            return Difference(
-                name, longer.name, "only in one of the builds", self.owner(longer.name)
-            )
+                return found(one.name, "in another place of the archive")
         return Difference(
             name, ".initrd", "same members, compressed differently", "zstd of the tools"
         )
@@ -131,40 +129,25 @@ class Comparison:
             )
         return done.stdout
 
-    def owner(self, path: str) -> str:
-        """Where a file of the image came from: project, wheel, package, or a step of the build."""
-        if path.startswith(RUNTIME_FOLDER):
-            inside = path.partition("/site-packages/")[2]
-            top = inside.partition("/")[0]
-            if not top or top in PROJECT_PACKAGES:
-                return f"{self.project} (this project)"
-            return f"the wheel {top.partition('-')[0]}"
-        variants = {path}
-        if "/__pycache__/" in path:
-            folder, _, file = path.rpartition("/__pycache__/")
-            variants.add(f"{folder}/{file.partition('.')[0]}.py")
-        for deb in self.debs:
-            if variants & self._files(deb):
-                return f"the package {deb.name} {deb.version}"
-        return "no package: images/, a maintainer script or mkosi"
-
-    def _files(self, deb: Deb) -> set[str]:
-        with started(["dpkg-deb", "--fsys-tarfile", self.store.path(deb)]) as process:
-            assert process.stdout is not None
-            raw = process.stdout.read()
-        try:
-            with tarfile.open(fileobj=io.BytesIO(raw)) as archive:
-                names = [member.name.removeprefix("./") for member in archive]
-        except tarfile.TarError as error:
-            raise BuildRefused(f"the package {deb.file} can't be listed", got=str(error)) from error
-        # Packages still name /bin and /lib; the image has them below /usr only.
-        merged = (f"usr/{n}" for n in names if n.startswith(("bin/", "sbin/", "lib/", "lib64/")))
-        return {*names, *merged}
-
 
 def _loaded(image: Pe, name: str) -> bytes:
     loaded = image.loaded(name)
     return b"" if loaded is None else bytes(loaded[0])
+
+
+def _order(name: str) -> tuple[str, ...]:
+    """A folder before what is in it, and that before the folder's next neighbour."""
+    return tuple(name.split("/"))
+
+
+def _aspect(one: Entry, two: Entry) -> str:
+    """How two members of one name differ first; empty if they don't."""
+    for field in FIELDS:
+        if getattr(one, field) != getattr(two, field):
+            if field == "data":
+                return f"content, {_where(one.data, two.data)}"
+            return f"{field} {getattr(one, field)} and {getattr(two, field)}"
+    return ""
 
 
 def _where(first: bytes, second: bytes) -> str:

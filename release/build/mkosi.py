@@ -42,6 +42,7 @@ class Mkosi:
     tools: Tree
     distribution: Distribution
     source_date_epoch: int
+    compress_level: int
 
     def _command(self, stage: Path, role: Role) -> list[str | Path]:
         python = SYSTEM_PYTHON if SYSTEM_PYTHON.exists() else Path(sys.executable)
@@ -61,6 +62,8 @@ class Mkosi:
             self.tools.folder,
             "--source-date-epoch",
             str(self.source_date_epoch),
+            "--compress-level",
+            str(self.compress_level),
             "--extra-tree",
             f"{RUNTIME}:/usr/lib/zipnet",
         ]
@@ -96,7 +99,6 @@ class Mkosi:
         pool: Path,
         work: Path,
         log: Path,
-        compress_level: int | None = None,
         cache: Path | None = None,
         vary: bool = False,
         echo: bool = False,
@@ -119,8 +121,6 @@ class Mkosi:
         command += ["--output-directory", out, "--workspace-directory", scratch]
         command += ["--package-cache-directory", work / "mkosi-packages"]
         (work / "mkosi-packages").mkdir()
-        if compress_level is not None:
-            command += ["--compress-level", str(compress_level)]
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
             command += ["--incremental=yes", "--cache-directory", cache]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,13 +11,10 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from attestation.measure.record import Measurements
-from release.build import lock
-from release.build.deb import Deb, digest
-from release.build.settings import Distribution, Flavor, Role
-from release.build.wheels import Wheel
+from release.build.deb import digest
+from release.build.settings import Role
 from release.errors import OutputRefused
 
-PACKAGES_SCHEMA = "zipnet.packages/1"
 SUMS = "sha256sums.txt"
 # What run-qemu offers if nothing is said; neither value shows in a pinned register.
 MEMORY, CPUS = "2G", 2
@@ -85,33 +81,6 @@ def replacing(out: Path, role: Role) -> Iterator[Path]:
             if any(path.iterdir()):
                 break
             path.rmdir()
-
-
-def packages(
-    role: Role,
-    flavor: Flavor,
-    distribution: Distribution,
-    epoch: int,
-    debs: Sequence[Deb],
-    wheels: Sequence[Wheel],
-    builder: Sequence[tuple[str, Sequence[Deb]]],
-) -> bytes:
-    """`packages.json`: what is in the image and what made it, by name, version and hash."""
-    document = {
-        "schema": PACKAGES_SCHEMA,
-        "role": role,
-        "flavor": flavor,
-        "distribution": distribution.name,
-        "release": distribution.release,
-        "source_date_epoch": epoch,
-        "packages": [lock.record(deb) for deb in sorted(debs)],
-        "wheels": [
-            {"name": w.name, "version": w.version, "sha256": w.sha256, "file": w.file}
-            for w in wheels
-        ],
-        "builder": {name: [lock.record(deb) for deb in sorted(used)] for name, used in builder},
-    }
-    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode("ascii")
 
 
 def run_qemu(role: Role) -> bytes:

@@ -25,9 +25,19 @@ from release.build.deb import Deb, digest
 from release.build.emulator import Emulator
 from release.build.lock import Lock
 from release.build.mkosi import Mkosi
+from release.build.packages import Packages
 from release.build.process import full_disk
 from release.build.sbom import sbom
-from release.build.settings import DISTRIBUTIONS, Distribution, Flavor, PackageSet, Paths, Role
+from release.build.settings import (
+    BUILDER_SETS,
+    COMPRESS_LEVEL,
+    DISTRIBUTIONS,
+    Distribution,
+    Flavor,
+    PackageSet,
+    Paths,
+    Role,
+)
 from release.build.stage import stage
 from release.build.supply import TOOLS_LOCK, Supply, age, base_firmware
 from release.build.tools import Tree
@@ -51,7 +61,7 @@ class Request:
     distribution: Distribution
     flavor: Flavor
     out: Path
-    compress_level: int | None = None
+    compress_level: int = COMPRESS_LEVEL
     skip_boot_proof: bool = False
     vary: bool = False
 
@@ -66,9 +76,9 @@ class Toolbox:
     base: bytes
     lock: Lock
 
-    def used(self) -> list[tuple[str, Sequence[Deb]]]:
+    def used(self) -> tuple[tuple[str, tuple[Deb, ...]], ...]:
         """What an image's bytes and proof were made with."""
-        return [(n, self.lock.packages(n)) for n in ("mkosi", "tools", "firmware", "emulator")]
+        return tuple((name, self.lock.packages(name)) for name in BUILDER_SETS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +183,9 @@ class Builder:
             remark = None if self.supply.locked else age(found)
             if remark:
                 step.note(remark)
-            self._say_differences(
-                step.note, TOOLS_LOCK, found, ("mkosi", "tools", "firmware", "emulator")
-            )
+            self._say_differences(step.note, TOOLS_LOCK, found, BUILDER_SETS)
         store = self.supply.store
-        sets = {n: found.packages(n) for n in ("mkosi", "tools", "firmware", "emulator")}
+        sets = {n: found.packages(n) for n in BUILDER_SETS}
         with self.steps.step("tools: fetch and unpack") as step:
             missing = [d for debs in sets.values() for d in store.missing(debs)]
             if missing:
@@ -215,7 +223,8 @@ class Builder:
         ]
 
     def _mkosi(self, request: Request, box: Toolbox, epoch: int) -> Mkosi:
-        return Mkosi(box.mkosi, box.tools, request.distribution, epoch)
+        level = request.compress_level
+        return Mkosi(box.mkosi, box.tools, request.distribution, epoch, level)
 
     def print_config(self, request: Request) -> str:
         """Mkosi's resolved configuration of the requested roles; nothing is built."""
@@ -243,7 +252,7 @@ class Builder:
             found = self.supply.images(distribution, wanted, box.tools, step.log, refresh=not fresh)
             self._say_differences(step.note, name, found, [group.name for group in wanted])
             debs = sorted({deb for group in wanted for deb in found.packages(group.name)})
-            size = self.supply.store.fetch(debs, self.supply.mirrors, found.timestamp, step.log)
+            size = self.supply.fetch(debs, found.timestamp, step.log)
             step.note(f"{len(debs)} packages" + (f", {size / 1e6:.0f} MB fetched" if size else ""))
         return found
 
@@ -255,6 +264,7 @@ class Builder:
                 request.distribution,
                 self.paths.cache / "runtimes",
                 step.log,
+                self.supply.bundle,
             )
             staged = {}
             for role in request.roles:
@@ -301,7 +311,6 @@ class Builder:
                 pool=work / "pool",
                 work=work,
                 log=step.log,
-                compress_level=request.compress_level,
                 cache=None if request.vary else cache,
                 vary=request.vary,
                 echo=step.echo,
@@ -321,17 +330,19 @@ class Builder:
                     role, bound.read_bytes(), data, is_dev=is_dev, boot_proof=boot_proof
                 )
                 mr_td = _upstream(measured)[0].hex()
-                used = box.used()
+                content = Packages(
+                    role=role,
+                    flavor=request.flavor,
+                    distribution=request.distribution.name,
+                    release=request.distribution.release,
+                    source_date_epoch=epoch,
+                    compress_level=request.compress_level,
+                    packages=debs,
+                    wheels=runtime.wheels,
+                    builder=box.used(),
+                )
                 files = {
-                    "packages.json": outputs.packages(
-                        role,
-                        request.flavor,
-                        request.distribution,
-                        epoch,
-                        debs,
-                        runtime.wheels,
-                        used,
-                    ),
+                    "packages.json": content.dumps(),
                     "sbom.cdx.json": sbom(
                         image,
                         self.paths.version(),

@@ -47,6 +47,8 @@ class Distribution:
     glibc: tuple[int, int]
 
 
+# zstd level of an initrd: what releases have. Lower ones are for quick builds.
+COMPRESS_LEVEL = 19
 DEBIAN_KEYRING = "usr/share/keyrings/debian-archive-keyring.gpg"
 DISTRIBUTIONS = {
     "debian": Distribution(
@@ -98,6 +100,8 @@ TRIXIE_SETS = (
         essential=True,
     ),
 )
+# The sets that a build takes; others are for tests.
+BUILDER_SETS = ("mkosi", "tools", "firmware", "emulator")
 SID_SETS = (
     PackageSet("mkosi", ("mkosi",), closure=False),
     PackageSet("firmware", ("ovmf-inteltdx",), closure=False),

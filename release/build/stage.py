@@ -18,10 +18,15 @@ PACKAGES = ("attestation", "zipnet")
 # The software TEE signs whatever it is told; production images don't hold it.
 MOCK_ONLY = (
     "attestation/commands/mock_pki.py",
+    "attestation/commands/mock_td.py",
     "attestation/providers/mock.py",
+    "attestation/providers/mock_folder.py",
     "attestation/providers/mock_log.py",
     "attestation/providers/mock_pki.py",
     "attestation/providers/mock_server.py",
+    "attestation/providers/mock_td.py",
+    "attestation/providers/mock_td_host.py",
+    "attestation/providers/mock_td_launch.py",
     "attestation/unsafe_mock_tdx.py",
     "zipnet/demo.py",
     "zipnet/unsafe_programs.py",

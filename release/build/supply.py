@@ -25,6 +25,7 @@ from release.build.settings import (
     PackageSet,
 )
 from release.build.tools import FIRMWARE, Tree, unpack
+from release.bundle import Bundle
 from release.errors import LockError
 
 TOOLS_LOCK = "tools"
@@ -34,12 +35,17 @@ STALE_DAYS = 10
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """Resolves and fetches package sets. With `locked`, no index is read, only `locks`."""
+    """Resolves and fetches package sets. With `locked`, no index is read, only `locks`.
+
+    With a `bundle`, packages come from it alone: `mirrors` are not asked, nor is what earlier
+    builds left taken for what the bundle lacks.
+    """
 
     cache: Path
     locks: Path
     mirrors: Mirrors
     locked: bool
+    bundle: Bundle | None = None
 
     @property
     def store(self) -> Store:
@@ -120,10 +126,16 @@ class Supply:
                 sets=tuple((group.name, root.resolve(group, log)) for group in wanted),
             )
 
+    def fetch(self, debs: Sequence[Deb], timestamp: str, log: Path) -> int:
+        """Have packages in the store; return the bytes that were not there. Raises MirrorError."""
+        if self.bundle is not None:
+            return self.bundle.debs(debs, self.store)
+        return self.store.fetch(debs, self.mirrors, timestamp, log)
+
     def tree(self, found: Lock, name: str, log: Path) -> Tree:
         """The unpacked tree of one of the builder's package sets."""
         debs = found.packages(name)
-        self.store.fetch(debs, self.mirrors, found.timestamp, log)
+        self.fetch(debs, found.timestamp, log)
         return unpack(name, debs, self.store, self.cache / "trees", log)
 
     def compared(self, name: str, found: Lock, sets: Sequence[str]) -> list[str]:

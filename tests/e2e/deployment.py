@@ -137,19 +137,24 @@ class Deployment:
         """As an operator calls it on this deployment."""
         return self.call(zipnet, *words, "--config", str(self.file))
 
-    def prepare(self) -> None:
-        """All that comes before the first start."""
-        state = ["--state", str(self.folder / "aggregator")]
-        self.tree = json.loads(self.zipnet("aggregator", "identity", *state, "--json"))["tree"]
+    def prepare(self, *names: str) -> None:
+        """All that comes before the first start of these servers, or of all."""
+        if not self.tree:
+            self.tree = self.identity("aggregator", "--state", str(self.folder / "aggregator"))
         secret = ["--committee-secret-file", str(self.secret)]
-        for name, key in self.keys.items():
+        for name in names or self.keys:
             file = self.folder / f"{name}.key"
-            file.write_text(key.private_bytes_raw().hex())
+            file.write_text(self.keys[name].private_bytes_raw().hex())
             state = ["--state", str(self.folder / name)]
             facts = json.loads(self.zipnet("server", "identity", *state, *secret, "--json"))
             out = self.folder / f"{name}.endorsement"
             words = ["--peer", facts["peer"], "--dh", facts["dh"], "--key", str(file)]
             self.zipnet("admin", "server", "add", *secret, *words, "-o", str(out))
+
+    def identity(self, role: str, *words: str) -> str:
+        """The keys of an aggregator as servers name it."""
+        tree: str = json.loads(self.zipnet(role, "identity", *words, "--json"))["tree"]
+        return tree
 
     def measurements(self, *names: str) -> tuple[Measurement, ...]:
         """What the list accepts: the server's program, and clients of these names."""
@@ -200,7 +205,7 @@ class Deployment:
 
     @property
     def servers(self) -> list[Node]:
-        return [self.nodes[name] for name in self.keys]
+        return [self.nodes[name] for name in self.keys if name in self.nodes]
 
     @property
     def clients(self) -> list[Node]:

@@ -34,7 +34,7 @@ from zipnet.ids import UNIVERSE
 from zipnet.node.service_collateral import Attesting
 from zipnet.node.service_identity import access_of
 from zipnet.node.service_network import Caller, Place, opened
-from zipnet.node.service_roles import ClientSetup, Setup, _client_role
+from zipnet.node.service_roles import ClientSetup, Setup, client_role
 from zipnet.protocol.instance import Instance
 from zipnet.roles.admission import TICKET_LIFE, Ticketing, config_digest
 from zipnet.roles.client import ClientRole
@@ -92,7 +92,7 @@ class Crowd:
             opened(place, made.id, UNIVERSE, caller, PATIENCE)
         )
         setup = Setup(made.config, made.id, partial(opened, place, made.id, UNIVERSE))
-        role = _client_role(network, setup, ClientSetup(Attesting(access)), identity, None)
+        role = client_role(network, setup, ClientSetup(Attesting(access)), identity, None)
         role._set.xor = self.ledger.xor
         if tickets is not None:
             plain = role._set.ticketing

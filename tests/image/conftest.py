@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from attestation.measure.pe import Pe
+from release.build import cpio
+from release.build.cpio import Entry
 from release.build.emulator import Boot, Emulator
 from release.build.mirror import choose
 from release.build.settings import Paths, Role
@@ -159,6 +162,39 @@ def toolbox(images: dict[Role, Image], tmp_path_factory: pytest.TempPathFactory)
         ovmf=trees["test-firmware"],
         supply=supply,
     )
+
+
+def section(image: Image, name: str) -> bytes:
+    """A section of an image's UKI."""
+    loaded = Pe.parse(image.uki.read_bytes()).loaded(name)
+    assert loaded is not None, name
+    return bytes(loaded[0])
+
+
+def unpacked(image: Image, toolbox: Toolbox) -> dict[str, Entry]:
+    """The files of an image's initrd."""
+    zstd = [str(part) for part in toolbox.tools.command("usr/bin/zstd")]
+    done = subprocess.run(
+        [*zstd, "-d", "-c", "-q"],
+        input=section(image, ".initrd"),
+        capture_output=True,
+        check=True,
+    )
+    found = {entry.name: entry for entry in cpio.read(done.stdout)}
+    assert len(found) > 500
+    return found
+
+
+@pytest.fixture(scope="session")
+def members(images: dict[Role, Image], toolbox: Toolbox) -> dict[Role, dict[str, Entry]]:
+    """The files of each production image."""
+    return {role: unpacked(image, toolbox) for role, image in images.items()}
+
+
+@pytest.fixture(scope="session")
+def mock_members(mock_server: Image, toolbox: Toolbox) -> dict[str, Entry]:
+    """The files of the mock server's image."""
+    return unpacked(mock_server, toolbox)
 
 
 def esp(toolbox: Toolbox, folder: Path, program: Path) -> Path:

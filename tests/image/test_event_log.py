@@ -1,87 +1,30 @@
-"""The predicted RTMR1 and RTMR2 against the event log of a real boot with a software TPM.
-
-The TDX firmware of the images has no TPM driver, so this boot uses the same edk2 version's
-OVMF_CODE_4M.secboot.fd (Debian ovmf-generic) with the same Secure Boot policy in its variable
-store. With a TPM, events go to PCRs; a TD maps PCR 1 and 7 to RTMR0, 2 to 6 to RTMR1 and 8 to 15 to
-RTMR2 (edk2 SecurityPkg TdxMeasurementMapPcrToMrIndex).
-"""
+"""The predicted RTMR1 and RTMR2 against the event log of a real boot with a software TPM."""
 
 from __future__ import annotations
 
-import base64
 import re
-import time
 from pathlib import Path
 
 import pytest
 
-from attestation.measure import authenticode, firmware, rtmr
+from attestation.measure import rtmr
 from attestation.measure.eventlog import Backing, EventLog, backing, check_digests
 from attestation.measure.eventlog_events import EV_NO_ACTION, EV_SEPARATOR
 from attestation.measure.rtmr import BootPath
 from release.build.emulator import Boot
-from release.build.process import started
 from tests.image.conftest import Image, Toolbox, transcript
-
-SOCKET_SECONDS = 20
+from tests.image.tpm import boot_with_tpm, mapped, printed_log
 
 
 @pytest.fixture(scope="module")
 def boot(mock_server: Image, toolbox: Toolbox, tmp_path_factory: pytest.TempPathFactory) -> Boot:
     """The mock flavour prints its event log; the production flavour is built from the same tree."""
-    # A socket path has room for 107 characters only.
-    work = Path(tmp_path_factory.mktemp("tpm"))
-    code = toolbox.ovmf.file("usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
-    store = toolbox.ovmf.file("usr/share/OVMF/OVMF_VARS_4M.fd").read_bytes()
-    digest = authenticode.digest(mock_server.uki.read_bytes(), "sha256")
-    variables = work / "vars.fd"
-    variables.write_bytes(firmware.write_policy(store, [digest]))
-    state = work / "tpm"
-    state.mkdir()
-    tpm = toolbox.emulator.tree.command("usr/bin/swtpm")
-    socket = state / "sock"
-    tpm += ["socket", "--tpm2", "--tpmstate", f"dir={state}", "--flags", "startup-clear"]
-    tpm += ["--ctrl", f"type=unixio,path={socket}", "--terminate"]
-    with started(tpm):
-        until = time.monotonic() + SOCKET_SECONDS
-        while not socket.exists():
-            assert time.monotonic() < until, "swtpm did not open its socket"
-            time.sleep(0.05)
-        return toolbox.emulator.boot(
-            [
-                *("-global", "driver=cfi.pflash01,property=secure,value=on"),
-                *("-chardev", f"socket,id=c0,path={socket}"),
-                *("-tpmdev", "emulator,id=t0,chardev=c0", "-device", "tpm-crb,tpmdev=t0"),
-                *("-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}"),
-                *("-drive", f"if=pflash,format=raw,unit=1,file={variables}"),
-                *("-kernel", mock_server.uki),
-            ],
-            re.compile(r"^zipnet-event-log end"),
-            machine="q35,smm=on",
-            limit=180,
-        )
+    return boot_with_tpm(toolbox, mock_server, Path(tmp_path_factory.mktemp("tpm")))
 
 
 @pytest.fixture(scope="module")
 def log(boot: Boot) -> EventLog:
-    assert boot.matched, transcript(boot)
-    lines = [line.split()[1] for line in boot.lines if line.startswith("zipnet-event-log ")]
-    return EventLog.parse(base64.b64decode("".join(lines[:-1])))
-
-
-def mapped(log: EventLog, first: int, last: int) -> list[bytes]:
-    """The digests of a TD's register: each PCR of a TPM gets a separator, a TD has one for all."""
-    found: list[bytes] = []
-    separated = False
-    for event in log.events:
-        if event.kind == EV_NO_ACTION or not first <= event.register <= last:
-            continue
-        if event.kind == EV_SEPARATOR:
-            if separated:
-                continue
-            separated = True
-        found.append(event.digest)
-    return found
+    return printed_log(boot)
 
 
 def test_separators_stand_together(log: EventLog) -> None:

@@ -401,14 +401,7 @@ def _signer(values: dict[str, Any]) -> tuple[Deployment, Ed25519PrivateKey, Inst
 
 def operator_key(path: Path, known: OperatorSet) -> Ed25519PrivateKey:
     """The private key in a file, of one of these operators. Raises ConfigRejected, FileError."""
-    key = _private(read_file(path, MAX_KEY))
-    if key is None:
-        raise ConfigRejected(
-            f"{path} holds no Ed25519 private key",
-            expected="PEM (PKCS 8) without a password, or 64 hex digits",
-            rule="key.format",
-            hint="`openssl genpkey -algorithm ed25519` makes one",
-        )
+    key = private_key(path, read_file(path, MAX_KEY))
     public = key.public_key().public_bytes_raw()
     if public not in known.keys:
         raise DocumentRejected(
@@ -417,6 +410,19 @@ def operator_key(path: Path, known: OperatorSet) -> Ed25519PrivateKey:
             got=f"public key {public.hex()}",
             rule="key.operator",
             hint="if operators changed since the configuration, give each --document",
+        )
+    return key
+
+
+def private_key(path: Path, raw: bytes) -> Ed25519PrivateKey:
+    """The private key in the content of a file. Raises ConfigRejected."""
+    key = _private(raw)
+    if key is None:
+        raise ConfigRejected(
+            f"{path} holds no Ed25519 private key",
+            expected="PEM (PKCS 8) without a password, or 64 hex digits",
+            rule="key.format",
+            hint="`openssl genpkey -algorithm ed25519` makes one",
         )
     return key
 

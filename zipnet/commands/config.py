@@ -15,6 +15,7 @@ from zipnet import config_file
 from zipnet.config import Anchor, Clients, Config, Operator, ShuffleWindow, deployment_id
 from zipnet.datum import Blob
 from zipnet.ids import InstanceIds
+from zipnet.roles.admission import config_digest
 
 _PRESETS = {
     "interactive": ShuffleWindow.interactive,
@@ -121,6 +122,16 @@ def fingerprint(file: Path, as_json: bool) -> None:
     found = config_file.load(file)
     identity = deployment_id(found).hex()
     click.echo(_json({"name": found.name, "deployment_id": identity}) if as_json else identity)
+
+
+@config.command("mrconfigid")
+@click.argument("file", type=_FILE)
+def mrconfigid(file: Path) -> None:
+    """Print what a guest of the deployment in FILE is launched with: 96 hex digits.
+
+    `run-qemu --mrconfigid` takes it. The guest then accepts this configuration and no other.
+    """
+    click.echo((config_digest(config_file.load(file)) + bytes(16)).hex())
 
 
 @config.command("show")

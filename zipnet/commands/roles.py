@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 from dataclasses import replace
@@ -33,7 +32,6 @@ from zipnet.commands.settings import (
     server_options,
     state_option,
 )
-from zipnet.committee.state import Rules
 from zipnet.config import Anchor, Config
 from zipnet.errors import ConfigRejected, NoNetwork, NoTdx
 from zipnet.ids import server_id
@@ -42,7 +40,7 @@ from zipnet.network.nkeys import Kind, public_text
 from zipnet.network.recovery import MAX_FILE, Reopening
 from zipnet.node import service
 from zipnet.node.service_collateral import attesting, fetching
-from zipnet.node.service_identity import access_of, aggregator_instance, kept
+from zipnet.node.service_identity import access_of, aggregator_instance, instance_of, kept
 from zipnet.node.service_network import Place, bus_tls, opened
 from zipnet.node.service_roles import (
     ClientSetup,
@@ -54,34 +52,12 @@ from zipnet.node.service_roles import (
     server,
 )
 from zipnet.operators import Endorsement
-from zipnet.preflight import EVENT_LOG, Preflight, Role, event_log, look
+from zipnet.preflight import Role, lines, look
 from zipnet.protocol.codec import Reader
 from zipnet.protocol.instance import Instance
 
 CADENCE_MS = 10_000
 MAX_ENDORSEMENT = 256
-MOCK = "mock"
-LINE = 120
-
-
-def lines(role: Role, seen: Preflight) -> list[str]:
-    """What the preflight says, aligned, one fact a line."""
-    facts = [
-        ("flavor", seen.flavor),
-        ("tdx guest", "yes" if seen.tdx_device else "no"),
-        ("configfs-tsm", "present" if seen.tsm_report else "absent"),
-        ("secure boot", {True: "on", False: "off", None: "unknown"}[seen.secure_boot]),
-        ("lockdown", seen.lockdown or "unknown"),
-        ("listening", ", ".join(seen.listeners) or "nothing"),
-    ]
-    if seen.memory_mib is not None:
-        facts.append(("memory", f"{seen.memory_mib[0]} of {seen.memory_mib[1]} MiB used"))
-    if seen.uptime_s is not None:
-        facts.append(("time", f"{seen.uptime_s:.1f} s since the kernel started"))
-    facts += seen.registers or (("registers", "none visible"),)
-    return [f"zipnet {role} {__version__}: preflight"] + [
-        f"  {name:<14} {value}" for name, value in facts
-    ]
 
 
 def start(role: Role, root: Path, values: dict[str, Any] | None = None) -> int:
@@ -91,62 +67,34 @@ def start(role: Role, root: Path, values: dict[str, Any] | None = None) -> int:
     contradict each other, NoNetwork for what a start needs and has not, and what stops the node.
     """
     seen = look(root)
-    for line in lines(role, seen):
+    for line in lines(role, __version__, seen):
         click.echo(line)
-    if seen.flavor == MOCK:
-        # Only the test flavour speaks for hours: its log is what predictions are checked against.
-        encoded = base64.b64encode(event_log(root)).decode()
-        for begin in range(0, len(encoded), LINE):
-            click.echo(f"zipnet-event-log {encoded[begin : begin + LINE]}")
-        click.echo(f"zipnet-event-log end of {EVENT_LOG}")
     values = dict(values or {})
     deployment = deployment_from(values)
     needed = role.attested and (deployment is None or deployment.config.anchor == Anchor.tdx())
     if needed and not seen.tdx:
         error = NoTdx(
             f"no TDX on this machine: a {role} must be attested, so it stops here",
-            hint="boot this image as a TD: run-qemu --tdx",
+            hint="build and boot the image of the role: run-qemu --tdx",
         )
         click.echo(f"zipnet {role}: {error}")
         return error.exit_code
-    if not seen.tdx and deployment is None:
-        click.echo(f"zipnet {role}: no TDX on this machine: the {role} needs none and goes on")
-    if deployment is None:
-        click.echo(
-            f"zipnet {role}: preflight passed; version {__version__} has no {role} service yet"
-        )
-        return 0
+    deployment = required(deployment)
     secrets = secrets_from(values["secret_file"], values["committee_secret_file"])
-    recovery = _recovery(values.get("recovery"), deployment, secrets)
-    return _run(role, deployment, secrets, values, recovery)
+    return _run(role, deployment, secrets, values, recovery_from(values.get("recovery")))
 
 
-def _recovery(path: Path | None, deployment: Deployment, secrets: Secrets) -> Reopening | None:
+def recovery_from(path: Path | None) -> Reopening | None:
     """What leads into the generation to serve; None for the first one.
 
-    Raises FileUnreadable, WireFormatError, and what a server says to another checkpoint than one
-    that the servers signed, or to another committee secret.
+    Raises FileError, WireFormatError.
     """
-    if path is None:
-        return None
-    recovery = Reopening.decode(read_file(path, MAX_FILE))
-    recovery.machine(Rules.of(deployment.config), deployment.id.raw)
-    document = recovery.unverified
-    opened = secrets.instance(deployment.id, document.counter).generation
-    if opened != document.new_generation:
-        raise ConfigRejected(
-            "the committee secret opens another generation than the recovery",
-            expected=document.new_generation.hex(),
-            got=opened.hex(),
-            rule="recovery.secret",
-            hint="take the secret that was given to `zipnet admin recover`",
-        )
-    return recovery
+    return None if path is None else Reopening.decode(read_file(path, MAX_FILE))
 
 
 def _instance(deployment: Deployment, secrets: Secrets, recovery: Reopening | None) -> Instance:
-    counter = 0 if recovery is None else recovery.unverified.counter
-    return secrets.instance(deployment.id, counter)
+    """The generation to serve. Raises as `instance_of`."""
+    return instance_of(deployment.config, deployment.id, secrets.committee, recovery)
 
 
 def _run(
@@ -212,12 +160,12 @@ def _check_complete(role: Role, config: Config, secrets: Secrets, values: dict[s
     """Name all that a start needs and has not. Raises NoNetwork, ConfigRejected."""
     if role is Role.SERVER and config.anchor == Anchor.tdx():
         raise ConfigRejected(
-            f"version {__version__} can't keep a server's keys in a TD",
+            "a server under TDX runs as an appliance only: this host could read its keys",
             expected="a deployment whose anchor is a mock",
             got="tdx",
-            rule="start.sealed",
-            hint="its state has to be sealed, and its operator has to sign for keys made in the "
-            "guest: both come with provisioning",
+            rule="start.appliance",
+            hint="build and boot the server's image (`python build.py --role server`), then give "
+            "it configuration and secrets: `zipnet provision HOST server`",
         )
     place = place_of(values)
     wanted: dict[str, object] = {
@@ -293,7 +241,7 @@ def _keys(role: Role, values: dict[str, Any]) -> dict[str, str]:
     if role is Role.AGGREGATOR:
         instance = aggregator_instance(deployment.id)
     else:
-        recovery = _recovery(values["recovery"], deployment, secrets)
+        recovery = recovery_from(values["recovery"])
         instance = _instance(deployment, secrets, recovery)
     config, kind = deployment.config, Ticketed[role.name]
     state_of = partial(kept, values["state"], kind, instance, config=config)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestation.files import read_file
@@ -24,7 +23,8 @@ from zipnet.datum import Blob
 from zipnet.errors import ConfigRejected, WireFormatError
 from zipnet.ids import UNIVERSE, InstanceIds, UniqueId
 from zipnet.network.nats import REPLICAS
-from zipnet.node.service_network import Place
+from zipnet.node.service_identity import signing_of
+from zipnet.node.service_network import URL, Place
 from zipnet.preflight import Role
 from zipnet.protocol.instance import Instance, generation
 from zipnet.protocol.tree import Aggregator, AggregatorTree
@@ -41,7 +41,6 @@ WINDOW = {
     "round_deadline": "round_deadline_ms",
     "fold_deadline": "fold_deadline_ms",
 }
-_URL = re.compile(r"(nats|tls)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 
 
@@ -63,8 +62,7 @@ def address(text: str) -> tuple[str, int]:
 
 def url(text: str) -> str:
     """The URL of a node of a bus. Raises BadParameter."""
-    if not _URL.fullmatch(text):
-        # Nor is there a place for a password: nodes are known by their keys.
+    if not URL.fullmatch(text):
         raise click.BadParameter(f"{_shown(text)} is no nats://host:port or tls://host:port")
     return text
 
@@ -149,15 +147,20 @@ def deployment_options(command: F) -> F:
 
 def network_options(command: F) -> F:
     """The options that say where the network is."""
-    bootstrap = _option("bootstrap", urls, "URLs of the bus, between commas.")
-    certificates = _option(
-        "bus_certificates", FILE, "Certificates (PEM) that the bus may show; for tls:// URLs."
-    )
     local = click.option(
         "--local",
         metavar="FOLDER",
         type=FILE,
         help="A network in a folder, which no other process has open.",
+    )
+    return bus_options(local(command))
+
+
+def bus_options(command: F) -> F:
+    """The options that say where the bus is."""
+    bootstrap = _option("bootstrap", urls, "URLs of the bus, between commas.")
+    certificates = _option(
+        "bus_certificates", FILE, "Certificates (PEM) that the bus may show; for tls:// URLs."
     )
     replicas = _option(
         "replicas",
@@ -166,7 +169,7 @@ def network_options(command: F) -> F:
         default=REPLICAS,
         show_default=True,
     )
-    return bootstrap(certificates(replicas(local(command))))
+    return bootstrap(certificates(replicas(command)))
 
 
 def place_of(values: dict[str, Any]) -> Place:
@@ -186,6 +189,14 @@ def attestation_options(command: F) -> F:
     for option in (
         _option("program", str, "What a software TEE measures this program as.", default=""),
         _option("mock_tee", FILE, "What `attestation mock-pki` wrote, where the anchor is a mock."),
+    ):
+        command = option(command)
+    return collateral_options(command)
+
+
+def collateral_options(command: F) -> F:
+    """What quotes are checked with."""
+    for option in (
         _option(
             "fmspc",
             fmspc,
@@ -201,6 +212,12 @@ def attestation_options(command: F) -> F:
 
 def server_options(command: F) -> F:
     """What only a server is told."""
+    option = _option("endorsement", FILE, "What `zipnet admin server add` wrote for this server.")
+    return committee_options(option(command))
+
+
+def committee_options(command: F) -> F:
+    """What only a server is told, but for its operator's word for it."""
     for option in (
         _option(
             "trees",
@@ -211,7 +228,6 @@ def server_options(command: F) -> F:
             multiple=True,
         ),
         _option("door", url, "This operator's own node of the bus, whose clients it lets in."),
-        _option("endorsement", FILE, "What `zipnet admin server add` wrote for this server."),
     ):
         command = option(command)
     return recovery_option(command)
@@ -290,7 +306,7 @@ class Secrets:
                 rule="secret.tdx",
                 hint=f"unset {SECRET}: it is for aggregators, mock anchors and local use",
             )
-        return Ed25519PrivateKey.from_private_bytes(blake3(self.identity.encode()).digest())
+        return signing_of(self.identity)
 
     def instance(self, deployment: UniqueId, counter: int = 0) -> Instance:
         """The generation that the committee secret opens. Raises ConfigRejected."""

@@ -211,6 +211,7 @@ class Ask(IntEnum):
     DISMISS = 11  # operators.Dismissal
     RENEW = 12  # bodies.Renew
     ADMISSION = 13  # a client's bundle: empty if it is good now
+    SEALING = 14  # as `attestation.seal.committee_format`: NONCE_ASK or a request
     OUTCOME = 8  # u64 round: the answer is a byte of `state.Ending` and a signature of it, or empty
 
 

@@ -21,6 +21,7 @@ from attestation.files import read_file
 from attestation.verify import MAX_COLLATERAL, Collateral
 from zipnet.errors import Attestation
 from zipnet.node import exposition
+from zipnet.node.exposition import Bundles
 from zipnet.node.service_notify import Readiness
 from zipnet.roles.admission import CollateralSource
 
@@ -95,13 +96,16 @@ class OneLine(logging.Formatter):
 
 @contextlib.asynccontextmanager
 async def measured(
-    address: tuple[str, int] | None, text: Callable[[], str]
+    address: tuple[str, int] | None, text: Callable[[], str], evidence: Bundles | None = None
 ) -> AsyncIterator[int | None]:
-    """Serve metrics at `address`, if there is one; gives the port. Raises NoNetwork."""
+    """Serve metrics, and evidence if there is some, at `address`; gives the port.
+
+    Nothing without an address. Raises NoNetwork.
+    """
     if address is None:
         yield None
         return
-    async with exposition.serve(*address, text) as port:
+    async with exposition.serve(*address, text, evidence) as port:
         log.info("metrics on port %d", port)
         yield port
 
@@ -111,7 +115,11 @@ def collateral_source(path: Path | None) -> CollateralSource:
 
     Raises FileError, CollateralFormatError. What it gives raises Attestation if there is no file.
     """
-    found = None if path is None else read_collateral(read_file(path, MAX_COLLATERAL))
+    return at_hand(None if path is None else read_collateral(read_file(path, MAX_COLLATERAL)))
+
+
+def at_hand(found: Collateral | None) -> CollateralSource:
+    """This collateral, whichever quote it is asked for; raises Attestation if there is none."""
 
     def get(_quote: bytes) -> Collateral:
         if found is None:

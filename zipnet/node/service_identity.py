@@ -15,13 +15,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from attestation.bundle import Role
 from attestation.errors import FileUnreadable, ProviderAbsent
 from zipnet.access import Access
+from zipnet.committee.state import Rules
 from zipnet.config import Anchor, Config
 from zipnet.errors import ConfigRejected
-from zipnet.ids import UniqueId
+from zipnet.ids import InstanceIds, UniqueId
 from zipnet.network.recovery import Reopening
 from zipnet.node.service import collateral_source
 from zipnet.node.state import UnsafePlainState
-from zipnet.protocol.instance import Instance
+from zipnet.protocol.instance import Instance, generation
 from zipnet.roles.admission import config_digest
 from zipnet.roles.identity import Draw, Identity
 
@@ -34,9 +35,41 @@ def of_secret(signing: Ed25519PrivateKey) -> Identity:
     return Identity(signing, X25519PrivateKey.from_private_bytes(seed))
 
 
+def signing_of(text: str) -> Ed25519PrivateKey:
+    """The peer key of a secret text: its seed is BLAKE3 of it."""
+    return Ed25519PrivateKey.from_private_bytes(blake3(text.encode()).digest())
+
+
 def fresh_or_of_secret(signing: Ed25519PrivateKey | None) -> Identity:
     """The keys of a node that keeps nothing."""
     return Identity.fresh(secrets.token_bytes) if signing is None else of_secret(signing)
+
+
+def instance_of(
+    config: Config, deployment: UniqueId, committee_secret: bytes, recovery: Reopening | None
+) -> Instance:
+    """The generation that the committee secret opens: the first one, or that of a recovery.
+
+    Raises ConfigRejected for a secret that is too short, or opens another generation than the
+    recovery does; and SnapshotRejected, Refused, DocumentRejected for a checkpoint that the servers
+    have not signed.
+    """
+    counter = 0 if recovery is None else recovery.unverified.counter
+    committee = InstanceIds.of(deployment).committee.raw
+    opened = Instance(deployment.raw, generation(committee, committee_secret, counter))
+    if recovery is None:
+        return opened
+    recovery.machine(Rules.of(config), deployment.raw)
+    wanted = recovery.unverified.new_generation
+    if opened.generation != wanted:
+        raise ConfigRejected(
+            "the committee secret opens another generation than the recovery",
+            expected=wanted.hex(),
+            got=opened.generation.hex(),
+            rule="recovery.secret",
+            hint="take the secret that was given to `zipnet admin recover`",
+        )
+    return opened
 
 
 def aggregator_instance(deployment: UniqueId) -> Instance:
@@ -54,20 +87,25 @@ def kept(
     signing: Ed25519PrivateKey | None = None,
     recovery: Reopening | None = None,
     name: str = "",
+    guest: Identity | None = None,
 ) -> Iterator[UnsafePlainState]:
     """The state of a node in a folder, made with fresh keys or those of a secret if there is none.
 
-    With a recovery it is taken into the generation that this opens. Raises ConfigRejected where
-    the host must not see the keys or a secret names other ones, StateDamaged, FileUnreadable.
+    With a recovery it is taken into the generation that this opens. `guest` are keys that were made
+    in a guest at this boot: the folder is then in its own memory, and ends with it. Raises
+    ConfigRejected where the host must not see the keys or a secret names other ones, StateDamaged,
+    FileUnreadable.
     """
-    if config.anchor == Anchor.tdx() and role is not Role.AGGREGATOR:
+    if config.anchor == Anchor.tdx() and role is not Role.AGGREGATOR and guest is None:
         raise ConfigRejected(
             f"a {role.name.lower()} under TDX keeps no state in a folder of its host",
             expected="no --state",
             got=str(folder),
             rule="state.tdx",
-            hint="its host could read the keys, and put old guards back; a client needs no state",
+            hint="its host could read the keys, and put old guards back: boot the role's image and "
+            "use `zipnet provision`; a client needs no state",
         )
+    given = guest or (None if signing is None else of_secret(signing))
     path = folder / f"{name or role.name.lower()}.state"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -81,13 +119,13 @@ def kept(
         old = Instance(instance.deployment_id, recovery.unverified.old_generation)
         state = UnsafePlainState.next_generation(path, role, old, instance)
     else:
-        state = UnsafePlainState.open(path, role, instance, _draw(signing))
+        state = UnsafePlainState.open(path, role, instance, _draw(given))
     try:
-        if signing is not None and of_secret(signing).peer != state.identity.peer:
+        if given is not None and given.peer != state.identity.peer:
             raise ConfigRejected(
                 "the secret is that of another node than the state",
                 expected=f"peer {state.identity.peer.hex()}, as in {path}",
-                got=of_secret(signing).peer.hex(),
+                got=given.peer.hex(),
                 rule="secret.state",
                 hint="unset ZIPNET_SECRET: the state has the keys",
             )
@@ -124,8 +162,8 @@ def access_of(
         )
     try:
         # Production images hold no mock code: there this import fails.
+        from attestation.providers.mock_folder import MockFolder  # noqa: PLC0415
         from zipnet.unsafe_programs import (  # noqa: PLC0415
-            MockFolder,
             Program,
             ProgramQuotes,
             default_program,
@@ -156,10 +194,9 @@ def access_of(
     )
 
 
-def _draw(signing: Ed25519PrivateKey | None) -> Draw:
+def _draw(given: Identity | None) -> Draw:
     """Where a new state's two keys come from."""
-    if signing is None:
+    if given is None:
         return secrets.token_bytes
-    identity = of_secret(signing)
-    keys = iter((identity.signing.private_bytes_raw(), identity.dh.private_bytes_raw()))
+    keys = iter((given.signing.private_bytes_raw(), given.dh.private_bytes_raw()))
     return lambda _count: next(keys)

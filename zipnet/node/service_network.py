@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from zipnet.network.tls import MAX_PEM, client_context
 PATIENCE_S = 30.0
 FIRST_S, MOST_S = 0.5, 5.0
 CLOSE_S = 2.0
+# A server of a bus. Nor is there a place for a password: nodes are known by their keys.
+URL = re.compile(r"(nats|tls)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
 
 log = logging.getLogger("zipnet.service")
 

@@ -31,6 +31,8 @@ from zipnet.network.admission import Door
 from zipnet.network.base import Network
 from zipnet.network.bus_keys import BusKeys
 from zipnet.network.recovery import Reopening
+from zipnet.node.exposition import Bundles
+from zipnet.node.sealed_root import kept_in
 from zipnet.node.service import GOODBYE_S, measured
 from zipnet.node.service_collateral import Attesting
 from zipnet.node.service_identity import aggregator_instance, fresh_or_of_secret, kept
@@ -42,7 +44,7 @@ from zipnet.operators import Endorsement
 from zipnet.protocol.instance import Instance
 from zipnet.protocol.pads import keystream_xor
 from zipnet.protocol.tree import AggregatorTree
-from zipnet.roles.admission import Admission, Ticketing
+from zipnet.roles.admission import Ticketing
 from zipnet.roles.aggregator import AggregatorRole
 from zipnet.roles.client import ClientRole, ClientSettings
 from zipnet.roles.committee_view import Lookout
@@ -66,7 +68,8 @@ class Setup:
     """What every node is told.
 
     `network` opens the network as whoever the node is; `signing` is the peer key where a secret
-    text makes it; `metrics` is the address to serve them on.
+    text makes it; `metrics` is the address to serve them on, with `evidence` if there is some.
+    `guest` are the keys of a guest, made at this boot; `state` is then in its memory.
     """
 
     config: Config
@@ -75,6 +78,8 @@ class Setup:
     state: Path | None = None
     signing: Ed25519PrivateKey | None = field(default=None, repr=False)
     metrics: tuple[str, int] | None = None
+    evidence: Bundles | None = field(default=None, repr=False)
+    guest: Identity | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +122,15 @@ async def server(setup: Setup, own: ServerSetup, readiness: Readiness) -> None:
         config=setup.config,
         signing=setup.signing,
         recovery=own.recovery,
+        guest=setup.guest,
     ) as state:
         check_endorsement(own.endorsement, own.instance, state.identity)
         async with setup.network(Caller(member=state.identity.signing)) as network:
             settings = _server_settings(setup, own, state, setup.state)
             role = Server(network, settings)
             text = own.attests.metrics(setup.config.name, settings.metrics.text)
-            async with measured(setup.metrics, text), asyncio.TaskGroup() as tasks:
+            metrics = measured(setup.metrics, text, setup.evidence)
+            async with metrics, asyncio.TaskGroup() as tasks:
                 _upkeep(own.attests, tasks)
                 tasks.create_task(role.run())
                 await role.joined.wait()
@@ -194,7 +201,8 @@ async def aggregator(setup: Setup, readiness: Readiness) -> None:
                     {"zipnet_aggregator_refused_total": role.refused},
                 )
 
-            async with measured(setup.metrics, text), asyncio.TaskGroup() as tasks:
+            metrics = measured(setup.metrics, text, setup.evidence)
+            async with metrics, asyncio.TaskGroup() as tasks:
                 tasks.create_task(role.run())
                 tasks.create_task(_same_generation(lookout, instance))
                 readiness.ready("waiting for rounds")
@@ -205,7 +213,7 @@ async def client(setup: Setup, own: ClientSetup, readiness: Readiness) -> None:
     """Take part until cancelled, then take the registration back. Raises what stops this client."""
     raw = message(setup.config, own.message)
     with contextlib.ExitStack() as stack:
-        identity, kept_state = fresh_or_of_secret(setup.signing), None
+        identity, kept_state = setup.guest or fresh_or_of_secret(setup.signing), None
         if setup.state is not None:
             # A client's state is of one generation, and only the committee knows which it is.
             async with setup.network(Caller()) as network:
@@ -215,8 +223,8 @@ async def client(setup: Setup, own: ClientSetup, readiness: Readiness) -> None:
             kept_state = stack.enter_context(_client_state(setup, setup.state, instance))
             identity = kept_state.identity
         async with setup.network(Caller(identity=identity.signing)) as network:
-            role = _client_role(network, setup, own, identity, kept_state)
-            await _take_part(role, setup, own, raw, readiness)
+            role = client_role(network, setup, own, identity, kept_state)
+            await take_part(role, setup, own, raw, readiness)
 
 
 def message(config: Config, content: bytes) -> bytes:
@@ -286,6 +294,8 @@ def _server_settings(
         keep=partial(write_whole, folder / CHECKPOINT),
         trees=own.trees,
         recovery=own.recovery,
+        # A guest's folder is in its memory, and lasts as long.
+        sealing=kept_in(folder, secrets.token_bytes),
     )
 
 
@@ -307,17 +317,32 @@ def _client_state(
     )
 
 
-def _client_role(
+def client_role(
     network: Network,
     setup: Setup,
     own: ClientSetup,
     identity: Identity,
     state: UnsafePlainState | None,
 ) -> ClientRole:
-    config, access = setup.config, own.attests.access
+    """A client of these keys, whose guards go into its state, if it has one."""
+    boot = state.boot_epoch if state else int(time.time())
+    settings = client_settings(setup, own, identity, boot)
+    if state is not None:
+        settings = replace(settings, store=state, guard=state.client_guard)
+    return ClientRole(network, checking(network, setup, own), settings)
 
-    def admission(instance: Instance) -> Admission:
-        return access.admission(config, instance)
+
+def checking(network: Network, setup: Setup, own: ClientSetup) -> Lookout:
+    """For a client, which looks at every server's ticket."""
+    admission = partial(own.attests.access.admission, setup.config)
+    return Lookout(network, setup.config, setup.deployment.raw, frozenset(), admission)
+
+
+def client_settings(
+    setup: Setup, own: ClientSetup, identity: Identity, boot_epoch: int
+) -> ClientSettings:
+    """Those of a client of these keys that keeps nothing."""
+    config, access = setup.config, own.attests.access
 
     def ticketing(instance: Instance) -> Ticketing:
         return Ticketing(
@@ -326,11 +351,11 @@ def _client_role(
             Role.CLIENT,
             identity,
             access.provider if config.clients is Clients.ATTESTED else None,
-            boot_epoch=state.boot_epoch if state else int(time.time()),
+            boot_epoch=boot_epoch,
             instance_id=identity.dh_pub,
         )
 
-    settings = ClientSettings(
+    return ClientSettings(
         config=config,
         deployment_id=setup.deployment.raw,
         identity=identity,
@@ -341,15 +366,13 @@ def _client_role(
         clock=clock,
         connect_s=access.connect_s,
     )
-    if state is not None:
-        settings = replace(settings, store=state, guard=state.client_guard)
-    lookout = Lookout(network, config, setup.deployment.raw, frozenset(), admission)
-    return ClientRole(network, lookout, settings)
 
 
-async def _take_part(
+async def take_part(
     role: ClientRole, setup: Setup, own: ClientSetup, raw: bytes, readiness: Readiness
 ) -> None:
+    """Run a client until cancelled, then take its registration back; `raw` is what it says."""
+
     def text() -> str:
         values = {
             "zipnet_client_rounds_total": role.rounds,
@@ -359,7 +382,8 @@ async def _take_part(
 
     try:
         whole = own.attests.metrics(setup.config.name, text)
-        async with measured(setup.metrics, whole), asyncio.TaskGroup() as tasks:
+        metrics = measured(setup.metrics, whole, setup.evidence)
+        async with metrics, asyncio.TaskGroup() as tasks:
             _upkeep(own.attests, tasks)
             tasks.create_task(role.run())
             await role.ready()

@@ -28,17 +28,30 @@ SLOT = "zipnet/node/slot/v1"
 class TwoSlots:
     """The record in `path`. Not for two processes at once; the caller holds a lock.
 
-    `size` is that of one slot, header included. Raises StateDamaged for a record that neither slot
-    has whole, although something was written; OSError if the disk fails.
+    `size` is that of one slot, header included. The file is made if it is not there. With `fd` the
+    slots begin at byte `at` of an open file or device, which stays its owner's. Raises StateDamaged
+    for a record that neither slot has whole, although something was written; OSError if the disk
+    fails.
     """
 
-    __slots__ = ("_counter", "_fd", "_size", "_sync", "path")
+    __slots__ = ("_at", "_counter", "_fd", "_shared", "_size", "_sync", "path")
 
-    def __init__(self, path: Path, size: int, sync: Callable[[int], None] = os.fsync) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        sync: Callable[[int], None] = os.fsync,
+        *,
+        fd: int | None = None,
+        at: int = 0,
+    ) -> None:
         self.path = path
         self._size = size
         self._sync = sync
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._shared = fd is not None
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(path, flags, 0o600) if fd is None else fd
+        self._at = at
         self._counter = 0
 
     def fileno(self) -> int:
@@ -46,9 +59,9 @@ class TwoSlots:
         return self._fd
 
     def close(self) -> None:
-        """Close the file; twice is once."""
+        """Close the file, if it is not another's; twice is once."""
         fd, self._fd = self._fd, -1  # a late write must not reach what has this number next
-        if fd >= 0:
+        if fd >= 0 and not self._shared:
             os.close(fd)
 
     def read(self) -> bytes | None:
@@ -79,7 +92,7 @@ class TwoSlots:
             )
         counter = self._counter + 1
         raw = memoryview(self._head(counter, record) + record)
-        at = (counter % 2) * self._size
+        at = self._at + (counter % 2) * self._size
         while raw:  # a full disk may take a part
             done = os.pwrite(self._fd, raw, at)
             raw, at = raw[done:], at + done
@@ -92,11 +105,12 @@ class TwoSlots:
 
     def _slot(self, place: int) -> tuple[int, bytes] | bool | None:
         """Counter and record; None for a slot never written, False for one that is not whole."""
-        raw = os.pread(self._fd, self._size, place * self._size)
+        raw = os.pread(self._fd, self._size, self._at + place * self._size)
         if not any(raw):
             return None
         counter = int.from_bytes(raw[len(MAGIC) : len(MAGIC) + 8], "big")
         length = int.from_bytes(raw[len(MAGIC) + 8 : len(MAGIC) + 12], "big")
         record = raw[HEAD : HEAD + length]
         whole = len(record) == length and raw[:HEAD] == self._head(counter, record)
-        return (counter, record) if whole and counter % 2 == place else False
+        # Anybody can make a whole slot: there must be a number after it.
+        return (counter, record) if whole and counter % 2 == place and not counter >> 63 else False

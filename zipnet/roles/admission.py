@@ -91,9 +91,9 @@ class Admission:
             )
 
     def attests(self, role: Role) -> bool:
-        """Whether peers of this role must show a quote."""
+        """Whether peers of this role must show a quote. Sealers are clients' guests."""
         return role is Role.SERVER or (
-            role is Role.CLIENT and self.config.clients is Clients.ATTESTED
+            role in (Role.CLIENT, Role.SEALER) and self.config.clients is Clients.ATTESTED
         )
 
     def validators(self, role: Role, accepted: AllowList) -> TicketValidator:

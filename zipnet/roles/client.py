@@ -11,21 +11,16 @@ import asyncio
 import copy
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from blake3 import blake3
-
-from attestation.bundle import Fresh
-from zipnet.committee import bodies
 from zipnet.committee.state import Ending
-from zipnet.config import Config
 from zipnet.errors import (
     Attestation,
     ConnectTimeout,
     Denied,
     EngineError,
+    GuardRefused,
     Protocol,
     Refused,
     Shutdown,
@@ -37,59 +32,31 @@ from zipnet.network.public import (
     OUTCOME,
     Answer,
     Ask,
-    ClientStatus,
     LiveRound,
     Request,
     server_topic,
     submit_topic,
 )
-from zipnet.protocol.guards import ClientGuard, Store
 from zipnet.protocol.header import Header
-from zipnet.protocol.instance import Instance
-from zipnet.protocol.pads import KeystreamXor
 from zipnet.protocol.record import SignedRecord
 from zipnet.protocol.sheet import Sheet
 from zipnet.protocol.speaker import Message, Outcome
-from zipnet.roles.admission import TICKET_LIFE, Ticketing
-from zipnet.roles.asking import ask_any
 from zipnet.roles.client_core import ClientCore, Sealed
-from zipnet.roles.committee_view import CommitteeView, Lookout
-from zipnet.roles.identity import Draw, Identity
-from zipnet.roles.presenting import Presenter
+from zipnet.roles.client_settings import ClientSettings
+from zipnet.roles.committee_view import Lookout
+from zipnet.roles.registering import Place
 from zipnet.roles.unanswered import NOT_REFUSED, Asked, Told, receipt_rule
+
+__all__ = ["ClientRole", "ClientSettings", "fenced"]
 
 log = logging.getLogger("zipnet.client")
 
-POLL = 0.1
 MAX_UNANSWERED = 16
-# When a ticket is renewed, in parts of its life.
-RENEW_FROM, RENEW_UNTIL = 0.5, 0.75
-# Rules of tickets that a new ticket of the same node may satisfy.
-OLD_TICKET = ("beacon", "stale", "expired")
 UNEXPLAINED = (Outcome.LATE, Outcome.UNPUBLISHED)
+# What a client meets whose place another copy of it has taken; also one that waits for its place.
+DISPLACED = ("header.absent", "header.client-key")
 
 Settled = Sequence[tuple[Message, Outcome]]
-
-
-@dataclass(slots=True)
-class ClientSettings:
-    """What a client needs beside its network. `clock` gives Unix milliseconds.
-
-    `guard` is what `store` has kept of an earlier boot of the same identity.
-    """
-
-    config: Config
-    deployment_id: bytes
-    identity: Identity
-    ticketing: Callable[[Instance], Ticketing]
-    store: Store
-    xor: KeystreamXor
-    draw: Draw
-    clock: Callable[[], int]
-    waived: frozenset[bytes] = frozenset()
-    participation: float = 1.0
-    connect_s: float = 30.0
-    guard: ClientGuard | None = None
 
 
 class ClientRole:
@@ -102,15 +69,15 @@ class ClientRole:
         self._network = network
         self._lookout = lookout
         self._set = settings
-        self._view: CommitteeView
         self._core: ClientCore
+        self._place: Place
+        self._placed = False
         self._waiting: dict[int, asyncio.Future[Told]] = {}
         self._rules: dict[int, str] = {}
-        self._presenter = Presenter(network, settings.clock)
         self._unanswered: dict[int, Asked] = {}
         self._tasks: asyncio.TaskGroup
-        self._posted = 0
         self._sealed: Header | None = None
+        self._epoch = settings.keyring.epoch if settings.keyring else 0
         self._ready = asyncio.Event()
         self._over = False
         self._heard_ms = settings.clock()
@@ -118,8 +85,6 @@ class ClientRole:
         self._read_records: deque[bytes] = deque(maxlen=64)  # hashes
         self._changed = asyncio.Condition()
         self._barred: Attestation | None = None
-        self._registration = b""
-        self._renew_ms = 0
         self.refusal = ""
         self.rounds = 0
         self.taking_part = asyncio.Event()
@@ -152,8 +117,8 @@ class ClientRole:
         """Take part. Raises ConnectTimeout, Attestation, Protocol, EngineError."""
         try:
             await self._lookout.open()
-            self._view = await self._lookout.find(self._now, self._set.connect_s)
-            self._instance = self._view.instance
+            view = await self._lookout.find(self._now, self._set.connect_s)
+            self._instance = view.instance
             self._core = ClientCore(
                 self._set.config,
                 self._instance,
@@ -164,12 +129,19 @@ class ClientRole:
                 waived=self._set.waived,
                 participation=self._set.participation,
                 guard=self._set.guard,
+                keyring=self._set.keyring,
+                restarted=self._set.keyring is not None,
+                share=self._set.share,
+                budget=self._set.budget,
             )
-            self._register_channel = self._network.channel(self._lookout.places.register)
+            self._place = Place(
+                self._network, self._lookout, self._set, self._core, view, self._bar
+            )
+            self._placed = True
             self._submit_channel = self._network.channel(self._lookout.places.submit)
             self._receipts: Table = await self._network.table(self._lookout.places.receipts)
             _, last = await self._lookout.records.bounds()
-            await self._register()
+            await self._place.enter()
             self._ready.set()
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -191,117 +163,38 @@ class ClientRole:
 
     # Being in
 
-    async def _register(self) -> None:
-        view = self._view
-        await self._lookout.check_generation(self._instance, view.operators)
-        bundle = await self._bundle()
-        key = self._core.epoch_key(view.next_epoch, self._set.clock())
-        self._posted = view.next_epoch
-        body = bodies.Register(bundle, key).encode()
-        try:
-            await self._ask_any(Ask.REGISTER, body)
-        except Protocol as error:
-            if error.rule == "epoch-key.epoch":
-                # An epoch has begun since this client looked: once more, for the next one.
-                self._view = await self._lookout.find(self._now, self._set.connect_s)
-                await asyncio.sleep(POLL)
-                return await self._register()
-            if error.rule != "epoch-key.serial":
-                raise  # but this one says that the log has it, and an answer was lost
-        self._registered(body)
-        if self._presenter.due:
-            await self._present(bundle)
-        return None
-
-    def _registered(self, body: bytes) -> None:
-        """Note what the log has, and when to show it a newer ticket: not all clients at once."""
-        self._registration = blake3(body).digest()
-        share = RENEW_FROM + (RENEW_UNTIL - RENEW_FROM) * self._set.draw(1)[0] / 255
-        self._renew_ms = self._set.clock() + int(share * TICKET_LIFE * 1000)
-
-    async def _keep_ticket(self) -> None:
-        """Show the bus, and in time the log, a newer ticket. Raises Protocol, EngineError."""
-        late = self._set.clock() >= self._renew_ms
-        if self._presenter.due or late:
-            self._view = await self._lookout.look(self._now())
-            bundle = await self._bundle()
-            await self._present(bundle)
-            if late:
-                body = bodies.Renew(bundle).encode()
-                await self._ask_any(Ask.RENEW, body)
-                self._registered(body)
-
-    async def _bundle(self) -> bytes:
-        ticketing, beacon = self._set.ticketing(self._view.instance), self._view.beacons[-1]
-        # A quote takes a TD a second.
-        return await asyncio.to_thread(ticketing.bundle, beacon, Fresh.BEACON, self._now())
-
-    async def _present(self, bundle: bytes) -> None:
-        """Ask the bus for the right to submit; who is refused hears why."""
-        error = await self._presenter.show(bundle, self._register_channel, self._view)
-        if error is not None:
-            self._bar(error)
-
     async def retire(self) -> None:
         """Take the registration back, after the end of `run`: no round counts on this client.
 
-        Raises Protocol, EngineError.
+        Not that of a client whose pairs are sealed, as it may come back within the epoch. Raises
+        Protocol, EngineError.
         """
-        if not self._registration:
-            return
-        identity, instance = self._set.identity, self._view.instance
-        statement = self._core.id + self._registration
-        signature = instance.sign(identity.signing, bodies.RETIRE, 0, statement)
-        body = bodies.Retire(self._core.id, self._registration, signature)
-        await self._ask_any(Ask.RETIRE, body.encode())
-
-    async def _ask_any(self, ask: Ask, body: bytes) -> bytes:
-        channel, servers = self._register_channel, self._view.servers
-        return await ask_any(channel, servers, self._core.id, ask, body)
+        if self._placed and not self._set.sealed:
+            await self._place.retire()
 
     async def _stay(self) -> None:
         """Look how the log sees this client; a refusal by a server is what `refusal` says."""
+        window = self._set.config.window
         while True:
             try:
-                if self._silence_ms() > self._set.config.window.round_deadline_ms:
-                    await self._lookout.check_generation(self._instance, self._view.operators)
-                await self._keep_ticket()
-                raw = await self._ask_any(Ask.STATUS, self._core.id)
-                status = ClientStatus.decode(raw)
-                refusals = [one for one in status.refusals if self._heeds(one[0])]
-                old = any(rule in OLD_TICKET for _, rule in refusals)
-                if old or not status.registered:
-                    await self._again()
-                elif refusals:
-                    self._bar(self._view.turned_away(*refusals[0]))
-                elif self._silence_ms() > self._set.config.window.round_deadline_ms:
-                    # No rounds: perhaps for a server with which no other signs, or for want of keys
-                    # where an epoch is over that never had a live header.
-                    self._view = await self._lookout.look(self._now())
-                    await self._keep_key(self._view.next_epoch)
+                await self._place.stay(silent=self._silence_ms() > window.round_deadline_ms)
             except Attestation as error:
                 self._bar(error)
             except ConnectTimeout as error:
                 log.info("%s", error)
             except (EngineError, Protocol) as error:
                 log.warning("%s", error)
-            await asyncio.sleep(self._set.config.window.round_period_ms / 1000)
-
-    async def _again(self) -> None:
-        self._view = await self._lookout.find(self._now, self._set.connect_s)
-        await self._register()
+            await asyncio.sleep(window.round_period_ms / 1000)
 
     def _silence_ms(self) -> int:
         """How long ago the last live round was seen."""
         return self._set.clock() - self._heard_ms
 
-    def _heeds(self, server: bytes) -> bool:
-        """Whether it matters what this server thinks: not if its operator is waived."""
-        return not self._set.waived or server in self._view.servers
-
     def _refused(self, rule: str, what: str) -> None:
         if rule != self.refusal:
             log.warning("%s by rule %s", what, rule)
+            if rule in DISPLACED:
+                self._set.doubted()
         self.refusal = rule
 
     def _bar(self, error: Attestation) -> None:
@@ -317,6 +210,7 @@ class ClientRole:
     # Rounds
 
     async def _seal(self) -> None:
+        """Seal each live round. Raises Shutdown once another copy of this client has taken over."""
         async for item in self._lookout.live.watch("live"):
             if item.key != "live" or item.value is None:
                 continue
@@ -325,7 +219,12 @@ class ClientRole:
             except Attestation as error:
                 self._bar(error)
             except ZipnetError as error:
-                self._refused(error.rule, str(error))
+                if self._core.fenced:
+                    raise fenced(str(error)) from error
+                if isinstance(error, GuardRefused) and error.rule == "fenced":
+                    log.info("waiting for a round that has this client's own Resume")
+                else:
+                    self._refused(error.rule, str(error))
 
     async def _seal_one(self, live: LiveRound) -> None:
         header = live.header.header
@@ -335,11 +234,11 @@ class ClientRole:
         if self._sealed is not None and header.round <= self._sealed.round:
             return  # each server of the committee publishes it
         sheet = Sheet.decode(await self._lookout.blobs.get(live.sheet))
-        missed = self._view.misses(header, sheet, self._set.waived)
-        if missed or self._unchecked(header, sheet) or self._now() >= self._view.expires:
+        missed = self._place.view.misses(header, sheet, self._set.waived)
+        if missed or self._unchecked(header, sheet) or self._now() >= self._place.view.expires:
             # Servers say one after the other which list is in force.
             seconds = self._set.config.window.fold_deadline_ms / 2000
-            self._view = await self._lookout.find(self._now, seconds)
+            await self._place.find(seconds)
             if reason := self._unchecked(header, sheet):
                 raise Refused(
                     "the header is not of the committee that this client has checked",
@@ -353,25 +252,28 @@ class ClientRole:
             await self._seal_in_time(live, sheet)
         finally:
             # Not before, since at the first header of an epoch all clients do this at once.
-            await self._keep_key(header.epoch + 1)
+            await self._place.keep_key(header.epoch + 1)
 
     def _unchecked(self, header: Header, sheet: Sheet) -> str:
         """What of the header this client has no reason to trust; empty if nothing.
 
         An endorsement says whose server it is, only the ticket under this list which code it runs.
         """
-        if header.list_hash != self._view.accepted.digest:
+        if header.list_hash != self._place.view.accepted.digest:
             return f"list {header.list_number}"
         peers = {entry.key.member: entry.endorsement.peer for entry in sheet.servers}
         for server in header.servers:
-            if server not in peers or self._view.servers.get(server) != peers[server]:
+            if server not in peers or self._place.view.servers.get(server) != peers[server]:
                 return f"server {server.hex()[:16]}"
         return ""
 
     async def _seal_in_time(self, live: LiveRound, sheet: Sheet) -> None:
         header = live.header.header
-        sealed = self._core.seal(live.header, sheet, live.tree, self._view.operators)
+        sealed = self._core.seal(live.header, sheet, live.tree, self._place.view.operators)
         self._sealed = header
+        if header.epoch != self._epoch:
+            self._epoch = header.epoch
+            self._set.opened(self._core.keyring, self._place.view)
         if sealed is None:
             return
         self._headers[header.round] = header
@@ -395,22 +297,11 @@ class ClientRole:
             log.warning("round %d: %s", number, error)
         except EngineError as error:
             if isinstance(error, Denied):
-                self._presenter.lost()
+                self._place.lost()
             log.warning("round %d: the aggregator does not answer: %s", number, error)
             return
         if self._unanswered.pop(number, None) is not None and rule:
             self._rules[number] = rule
-
-    async def _keep_key(self, epoch: int) -> None:
-        if epoch <= self._posted:
-            return
-        key = self._core.epoch_key(epoch, self._set.clock())
-        try:
-            await self._ask_any(Ask.EPOCH_KEY, key.encode())
-        except (EngineError, Protocol) as error:
-            log.warning("no key for epoch %d yet: %s", epoch, error)
-        else:
-            self._posted = epoch
 
     async def _end_of(self, header: Header) -> None:
         """What the next header says of the rounds that this client has sealed."""
@@ -444,12 +335,12 @@ class ClientRole:
         request = Request(Ask.OUTCOME, sealed.round.to_bytes(8, "big")).encode()
         for server in sealed.servers:
             try:
-                raw = await self._register_channel.ask(server_topic(server), request)
+                raw = await self._place.channel.ask(server_topic(server), request)
                 content = Answer.decode(raw).content_or_raise("server")
             except ZipnetError:
                 return True
             ending, signature = content[:1], content[1:]
-            peer = self._view.servers.get(server, b"")
+            peer = self._place.view.servers.get(server, b"")
             if ending not in (bytes([Ending.UNSIGNED]), bytes([Ending.NO_AGGREGATE])):
                 return True
             if not sealed.instance.has_signed(peer, signature, OUTCOME, sealed.round, ending):
@@ -497,3 +388,14 @@ class ClientRole:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._set.clock() / 1000, UTC)
+
+
+def fenced(got: str) -> Shutdown:
+    """What ends a client of which a later copy runs."""
+    return Shutdown(
+        "another copy of this client has started since, and takes its place",
+        expected="one client under one identity",
+        got=got,
+        rule="fenced",
+        hint="see where the other one runs; this one must not go on",
+    )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from zipnet.config import Config
-from zipnet.errors import Refused
+from zipnet.errors import GuardRefused, Refused
 from zipnet.ids import client_id
 from zipnet.operators import OperatorSet
 from zipnet.protocol import guards, speaker
 from zipnet.protocol.envelope import leaf_keys
 from zipnet.protocol.guards import ClientGuard, Store
-from zipnet.protocol.header import NO_HASH, SignedHeader
+from zipnet.protocol.header import NO_HASH, Header, SignedHeader
 from zipnet.protocol.instance import Instance
 from zipnet.protocol.keyring import KeyRing
 from zipnet.protocol.pads import KeystreamXor
@@ -49,7 +49,13 @@ class Sealed:
 
 
 class ClientCore:
-    """One client in one generation. `waived` are operators that it can do without."""
+    """One client in one generation. `waived` are operators that it can do without.
+
+    `keyring` and `guard` are what it has kept of an earlier boot; `restarted` says that there was
+    one, and that the pairs need a Resume. `share` is how many rate-limit tags it may use in an
+    epoch (None: all), `budget` what is left of one that ran before, where that is known. `fenced`
+    is set once the log shows that another copy of this client has started after it.
+    """
 
     __slots__ = (
         "_config",
@@ -66,9 +72,11 @@ class ClientCore:
         "_rate_key",
         "_restarted",
         "_serial",
+        "_share",
         "_store",
         "_waived",
         "_xor",
+        "fenced",
         "id",
         "keyring",
         "speaker",
@@ -88,13 +96,17 @@ class ClientCore:
         guard: ClientGuard | None = None,
         keyring: KeyRing | None = None,
         restarted: bool = False,
+        share: int | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.id = client_id(identity.dh_pub)
         self.keyring = keyring or KeyRing(self.id)
-        limit = config.window.messages_per_epoch
-        # Which tags were used is not sealed, and one that comes twice shows a talker.
-        budget = Budget.spent(self.keyring.epoch, limit) if restarted else Budget(0, limit)
+        self._share = limit = share or config.window.messages_per_epoch
+        if budget is None:
+            # A tag that comes twice shows a talker: who doesn't know which were used uses none.
+            budget = Budget.spent(self.keyring.epoch, limit) if restarted else Budget(0, limit)
         self.speaker = Speaker(budget)
+        self.fenced = False
         self._config = config
         self._instance = instance
         self._identity = identity
@@ -166,10 +178,13 @@ class ClientCore:
             last_list_number=self._last_list,
             last_sealed_round=self._guard.round,
         )
-        self._check_resumes(sheet.resumes, header.round)
+        self._check_resumes(sheet.resumes, header)
         if header.epoch != self.keyring.epoch:
             others = [entry.member for entry in sheet.servers]
             self.keyring.open(self._instance, header.epoch, header.base_round, others, server=False)
+        if header.epoch > self.speaker.budget.epoch:
+            fresh = Budget(header.epoch, self._share)
+            self.speaker = replace(self.speaker, budget=fresh)
         self._last_list = header.list_number
         self._peers = {one: seat.peer for one, seat in committee.servers.items()}
         crowd = len(roster.clients)
@@ -261,12 +276,21 @@ class ClientCore:
             )
         return key
 
-    def _check_resumes(self, resumes: tuple[Resume, ...], round_number: int) -> None:
+    def _check_resumes(self, resumes: tuple[Resume, ...], header: Header) -> None:
         """Act only if the last Resume in this client's name is its own."""
-        last = next((r for r in reversed(resumes) if r.node == self.id), None)
-        if last is None and not self._restarted:
-            return
-        guards.check_resumed(self._nonce, last, round_number)
+        own = [resume for resume in resumes if resume.node == self.id]
+        last = own[-1] if own else None
+        # The pairs of a later epoch are this boot's own: nobody else resumes with them.
+        open_already = header.epoch == self.keyring.epoch
+        if last is not None or (self._restarted and open_already):
+            try:
+                guards.check_resumed(self._nonce, last, header.round)
+            except GuardRefused:
+                # Without its own in the list, a client that waits for it sees the boot before it.
+                known = not self._restarted or any(one.nonce == self._nonce for one in own)
+                later = last is not None and last.nonce != self._nonce
+                self.fenced = open_already and known and later
+                raise
         self._restarted = False
 
     def _next_serial(self, clock_ms: int) -> int:

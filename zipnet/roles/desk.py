@@ -21,6 +21,7 @@ from zipnet.operators import Dismissal
 from zipnet.protocol.codec import Reader
 from zipnet.protocol.roster import RESUME, EpochKey
 from zipnet.roles.gate import Gate
+from zipnet.roles.sealing import SealingDesk
 
 log = logging.getLogger("zipnet.server")
 
@@ -37,6 +38,7 @@ class Desk:
         sign_outcome: Callable[[int, bytes], bytes],
         registered: Callable[[], None],
         gate: Gate,
+        sealing: SealingDesk,
     ) -> None:
         self._state = state
         self._blobs = blobs
@@ -45,6 +47,7 @@ class Desk:
         self._sign_outcome = sign_outcome
         self._registered = registered
         self._gate = gate
+        self._sealing = sealing
 
     async def serve(self, requests: AsyncIterator[Message]) -> None:
         """Answer for ever, many at a time."""
@@ -66,6 +69,12 @@ class Desk:
                 await message.reply(answer.encode())
 
     async def _handle(self, request: Request) -> bytes:
+        if request.ask in BODIES:
+            await self._enter(request)
+            return b""
+        return await self._tell(request)
+
+    async def _tell(self, request: Request) -> bytes:
         match request.ask:
             case Ask.PROVE:
                 return await self._prove(request.body)
@@ -75,9 +84,13 @@ class Desk:
                 return self._outcome(int.from_bytes(request.body[:8], "big"))
             case Ask.AGGREGATE:
                 return await self._aggregate(request.body)
-            case Ask.ADMISSION:
-                self._gate.check(Bundle.decode(request.body))
-                return b""
+            case Ask.SEALING:
+                return await self._sealing.answer(request.body)
+        self._gate.check(Bundle.decode(request.body))  # Ask.ADMISSION, the only one left
+        return b""
+
+    async def _enter(self, request: Request) -> None:
+        """Append what is asked for, if its client has signed it."""
         reader = Reader(request.body, "request", at_most=bodies.MAX_COMMAND)
         body = BODIES[request.ask](reader)
         reader.done()
@@ -88,7 +101,6 @@ class Desk:
         await self._say(body, 0)
         if isinstance(body, bodies.Register | bodies.Renew):
             self._registered()
-        return b""
 
     async def _aggregate(self, raw: bytes) -> bytes:
         current = self._state().current

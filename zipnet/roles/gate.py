@@ -43,10 +43,11 @@ class Gate:
         """
         fresh = frozenset({bundle.ticket.fresh}) if again else beacons(self._state())
         return self._admission.validate(
-            bundle, Role.CLIENT, self._accepted(), Beacons(fresh), self._now()
+            bundle, Role.CLIENT, self.accepted(), Beacons(fresh), self._now()
         )
 
-    def _accepted(self) -> AllowList:
+    def accepted(self) -> AllowList:
+        """The list in force. Raises Refused while there is none."""
         entry = self._state().allow_list
         if entry is None:
             raise Refused(

@@ -17,6 +17,7 @@ from typing import TypeVar
 from blake3 import blake3
 
 from attestation.bundle import Fresh
+from attestation.seal.committee_member import Member
 from zipnet.committee import bodies
 from zipnet.committee.commands import Command
 from zipnet.committee.events import (
@@ -51,6 +52,7 @@ from zipnet.roles.gate import Gate
 from zipnet.roles.identity import Draw
 from zipnet.roles.judge import Judge
 from zipnet.roles.metrics import Metrics
+from zipnet.roles.sealing import Kept, SealingDesk
 from zipnet.roles.server_core import ServerCore
 
 # How many clients' pads, or tickets, are worked on before other tasks get a turn.
@@ -73,7 +75,8 @@ class ServerSettings:
 
     `guard` and `tip` are what `store` has kept of an earlier boot; `seen` hears of each new tip,
     `keep` gets each checkpoint that all servers signed, as a `Reopening` without a document.
-    `recovery` leads into any generation but the first.
+    `recovery` leads into any generation but the first. `sealing` is what it keeps as a member of
+    the committee that clients seal with; without, that lasts as long as this server's memory.
     """
 
     admission: Admission
@@ -90,6 +93,7 @@ class ServerSettings:
     keep: Callable[[bytes], None] = _forget
     trees: tuple[AggregatorTree, ...] = ()
     recovery: Reopening | None = None
+    sealing: Kept | None = None
 
 
 class Server:
@@ -150,6 +154,7 @@ class Server:
             self._sign_outcome,
             self.judge.noted.set,
             self.gate,
+            self._sealing(),
         )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.group.run(self._set.tip))
@@ -162,6 +167,14 @@ class Server:
                 tasks.create_task(self.judge.run())
                 tasks.create_task(self._append())
                 await desk.serve(requests)
+
+    def _sealing(self) -> SealingDesk:
+        """This server as a member of the committee that clients seal with."""
+        s = self._set
+        kept = s.sealing or Kept.in_memory(s.draw)
+        key = s.ticketing.identity.signing
+        member = Member(kept.root, self.core.id, key, kept.table, s.draw)
+        return SealingDesk(member, s.admission, self.gate.accepted, self._now)
 
     def _connect(
         self, machine: Machine

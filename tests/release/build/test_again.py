@@ -75,7 +75,7 @@ def test_identical(ready: World, second: Second) -> None:
     assert {"--vary", "--locked", "--role=server", "--role=client"} <= set(command)
     assert "--distribution=debian" in command
     assert "--flavor=production" in command
-    assert "--compress-level" not in command
+    assert "--compress-level=19" in command
     # No apt settings of this host are needed: the mirrors are those of the first build.
     assert set(ready.apt) <= set(command)
     checkout = Path(command[2]).parent
@@ -104,7 +104,7 @@ def test_options_are_handed_on(ready: World, second: Second) -> None:
     )
     again.check(builder, changed, result)
     command = second.command
-    assert command[command.index("--compress-level") + 1] == "3"
+    assert "--compress-level=3" in command
     assert "--skip-boot-proof" in command
 
 

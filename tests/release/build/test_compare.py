@@ -7,12 +7,19 @@ from pathlib import Path
 import pytest
 
 from release.build import cpio
-from release.build.compare import Comparison, Difference, require_identical
+from release.build.compare import (
+    ONLY_FIRST,
+    ONLY_SECOND,
+    Comparison,
+    Difference,
+    require_identical,
+)
 from release.build.deb import Deb, Store, digest
 from release.build.tools import Tree
 from release.errors import BuildRefused, HostError, NotReproducible, ToolFailed
+from release.origin import Origins
 from tests.attestation.measure import synthetic
-from tests.release.build.support import build_deb, deb, described, needs, program, refused
+from tests.release.build.support import build_deb, described, needs, program, refused
 
 MEMBERS = {
     "init": (0o100755, b"#!/bin/sh\n"),
@@ -46,7 +53,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
         put(store, build_deb(pool, "alpha", "1:2.0", {"usr/share/alpha": b"x", "etc/alpha": b""})),
         put(store, build_deb(pool, "beta", "3", {"bin/beta": b"x", "lib/beta/one.py": b""})),
     ]
-    return Comparison(Tree(tree), store, debs, "zipnet 0.1.0")
+    return Comparison(Tree(tree), Origins(store, debs, folder / "sources"))
 
 
 def put(store: Store, path: Path) -> Deb:
@@ -94,7 +101,7 @@ FILES = {"mrtd.hex": b"00", "a.json": b"12345678", "zipnet-server.efi": image()}
         # The UKI is looked at first: it is the cause of the others.
         (
             {"a.json": b"x", "zipnet-server.efi": image(cmdline=b"quiet")},
-            "zipnet-server.efi: .cmdline: first at offset 0 (from mkosi.conf)",
+            "zipnet-server.efi: .cmdline: first at offset 0 (from the kernel command line of ",
         ),
     ],
 )
@@ -123,7 +130,7 @@ def test_a_folder_in_place_of_a_file(comparison: Comparison, tmp_path: Path) -> 
             image(cmdline=b"console=ttyS0 panic=-1 \n"),
             ".cmdline",
             "first at offset 22",
-            "mkosi.conf",
+            "the kernel command line of mkosi.conf",
         ),
         (image(extra=b"more"), "", "the sections differ", "ukify"),
         (image() + b"x", "", "PE headers: sizes", "ukify"),
@@ -203,7 +210,7 @@ UID, GID, NLINK, MTIME, RDEV = 2, 3, 4, 5, 10
             changed("usr/lib/zipnet/lib/python3.13/site-packages/zipnet/cli.py", data=b"CLI"),
             "usr/lib/zipnet/lib/python3.13/site-packages/zipnet/cli.py",
             "content, first at offset 0",
-            "zipnet 0.1.0 (this project)",
+            "this repository: zipnet/cli.py",
         ),
     ],
 )
@@ -220,10 +227,20 @@ def test_initrd_members(
 @pytest.mark.parametrize("name", list(MEMBERS))
 def test_missing_member(comparison: Comparison, name: str) -> None:
     less = cpio.write({n: v for n, v in MEMBERS.items() if n != name})
-    for first, second in ((INITRD, less), (less, INITRD)):
+    for first, second, aspect in ((INITRD, less, ONLY_FIRST), (less, INITRD, ONLY_SECOND)):
         got = comparison.initrds("x.efi", packed(first), packed(second))
-        assert (got.inside, got.aspect) == (name, "only in one of the builds")
-        assert got.package == comparison.owner(name)
+        assert (got.inside, got.aspect) == (name, aspect)
+        assert got.package == comparison.origins.of(name)
+
+
+def test_a_folder_more_is_named_before_its_parents_count(comparison: Comparison) -> None:
+    """One more folder changes the number of links of the one that it is in."""
+    more = field_of(cpio.write(MEMBERS | {"usr/lib/new": (0o40755, b"")}), "usr/lib", NLINK, 3)
+    got = comparison.initrds("x.efi", packed(INITRD), packed(more))
+    assert (got.inside, got.aspect) == ("usr/lib/new", ONLY_SECOND)
+    only_count = field_of(INITRD, "usr/lib", NLINK, 3)
+    got = comparison.initrds("x.efi", packed(INITRD), packed(only_count))
+    assert (got.inside, got.aspect) == ("usr/lib", "nlink 1 and 3")
 
 
 def test_another_order(comparison: Comparison) -> None:
@@ -251,40 +268,9 @@ def test_an_initrd_that_is_no_archive(comparison: Comparison) -> None:
 
 
 def test_without_zstd(comparison: Comparison, tmp_path: Path) -> None:
-    bare = Comparison(Tree(tmp_path), comparison.store, comparison.debs, comparison.project)
+    bare = Comparison(Tree(tmp_path), comparison.origins)
     with refused(HostError, "has no usr/lib64/ld-linux-x86-64.so.2"):
         bare.initrds("x.efi", b"Z", b"Y")
-
-
-SITE = "usr/lib/zipnet/lib/python3.13/site-packages"
-
-
-@pytest.mark.parametrize(
-    ("path", "owner"),
-    [
-        ("etc/alpha", "the package alpha 1:2.0"),
-        ("usr/bin/beta", "the package beta 3"),
-        ("bin/beta", "the package beta 3"),
-        # Byte code belongs to the package of its source.
-        ("usr/lib/beta/__pycache__/one.cpython-313.pyc", "the package beta 3"),
-        ("usr/lib/beta/two.py", "no package: images/, a maintainer script or mkosi"),
-        (f"{SITE}/attestation/quote.py", "zipnet 0.1.0 (this project)"),
-        (f"{SITE}/zipnet/__pycache__/cli.cpython-313.pyc", "zipnet 0.1.0 (this project)"),
-        (f"{SITE}/click/core.py", "the wheel click"),
-        (f"{SITE}/click-8.1.8.dist-info/METADATA", "the wheel click"),
-        ("usr/lib/zipnet/flavor", "zipnet 0.1.0 (this project)"),
-        ("usr/lib/zipnetwork", "no package: images/, a maintainer script or mkosi"),
-    ],
-)
-def test_owner(comparison: Comparison, path: str, owner: str) -> None:
-    assert comparison.owner(path) == owner
-
-
-def test_owner_with_a_broken_package(comparison: Comparison, tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    broken = Comparison(comparison.tools, store, [deb()], comparison.project)
-    with refused(BuildRefused, "the package alpha_1.0_amd64.deb can't be listed"):
-        broken.owner("init")
 
 
 def test_require_identical() -> None:
@@ -307,7 +293,7 @@ def test_real_zstd(comparison: Comparison, tmp_path: Path) -> None:
 
         return run
 
-    real = Comparison(Tree(tmp_path), comparison.store, comparison.debs, comparison.project)
+    real = Comparison(Tree(tmp_path), comparison.origins)
     big = cpio.write(
         MEMBERS | {"usr/share/alpha": (0o100644, bytes(range(256)) * 400 + b"abc" * 99)}
     )

@@ -44,7 +44,7 @@ def mkosi(tmp_path: Path, tools: Tree) -> Mkosi:
     folder.mkdir(parents=True)
     (folder / "__init__.py").touch()
     (folder / "__main__.py").write_text(PLAYED)
-    return Mkosi(Tree(tmp_path / "mkosi"), tools, DISTRIBUTIONS["debian"], 1735689600)
+    return Mkosi(Tree(tmp_path / "mkosi"), tools, DISTRIBUTIONS["debian"], 1735689600, 3)
 
 
 @pytest.fixture
@@ -90,9 +90,8 @@ def test_build(mkosi: Mkosi, stage: Path, work: Path, log: Path, tmp_path: Path)
     assert given["--package-directory"] == str(tmp_path / "pool")
     assert given["--tools-tree"] == str(tmp_path / "tools")
     assert given["--extra-tree"] == "runtime:/usr/lib/zipnet"
-    assert not {"--compress-level", "--cache-directory", "--incremental=yes", "--environment"} & {
-        *argv
-    }
+    assert given["--compress-level"] == "3"
+    assert not {"--cache-directory", "--incremental=yes", "--environment"} & {*argv}
     # The pool is the only source of packages.
     (sources,) = Path(given["--sandbox-tree"]).rglob("*.sources")
     assert sources.name == "mkosi.sources"
@@ -106,11 +105,9 @@ def test_options(mkosi: Mkosi, stage: Path, work: Path, log: Path, tmp_path: Pat
         pool=tmp_path / "pool",
         work=work,
         log=log,
-        compress_level=3,
         cache=tmp_path / "cache" / "client",
     )
     argv = seen(stage)["argv"]
-    assert options(argv)["--compress-level"] == "3"
     assert options(argv)["--cache-directory"] == str(tmp_path / "cache" / "client")
     assert (tmp_path / "cache" / "client").is_dir()
 
@@ -208,7 +205,7 @@ def test_failures(
 def test_a_tree_without_mkosi(
     tools: Tree, stage: Path, work: Path, log: Path, tmp_path: Path
 ) -> None:
-    empty = Mkosi(tools, tools, DISTRIBUTIONS["debian"], 1)
+    empty = Mkosi(tools, tools, DISTRIBUTIONS["debian"], 1, 19)
     with refused(HostError, "has no usr/lib/python3/dist-packages/mkosi/__main__.py"):
         empty.build(stage, Role.SERVER, pool=tmp_path, work=work, log=log)
 

@@ -1,7 +1,6 @@
 """The output folder: all or nothing, never over foreign files, and what is written into it."""
 
 import hashlib
-import json
 import re
 import signal
 import stat
@@ -13,12 +12,10 @@ import pytest
 from attestation.measure import firmware, record
 from attestation.measure.record import BootProof, Measurements
 from release.build import cli, outputs
-from release.build.lock import SOURCE_DATE_EPOCH
-from release.build.settings import DISTRIBUTIONS, Flavor, Role
-from release.build.wheels import Wheel
+from release.build.settings import Role
 from release.errors import OutputRefused
 from tests.attestation.measure import synthetic
-from tests.release.build.support import deb, refused, tree
+from tests.release.build.support import refused, tree
 
 SERVER = Role.SERVER
 
@@ -243,38 +240,6 @@ def test_names() -> None:
         "run-qemu",
         "sha256sums.txt",
     }
-
-
-def test_packages() -> None:
-    arguments = (
-        SERVER,
-        Flavor.MOCK,
-        DISTRIBUTIONS["debian"],
-        SOURCE_DATE_EPOCH,
-        [deb("beta"), deb("alpha")],
-        [Wheel("click", "8.1.8", "0" * 64, "click-8.1.8-py3-none-any.whl")],
-        [("tools", [deb("zstd"), deb("apt")]), ("mkosi", [deb("mkosi")])],
-    )
-    raw = outputs.packages(*arguments)
-    assert raw == outputs.packages(*arguments)
-    found = json.loads(raw)
-    assert set(found) == {
-        "schema",
-        "role",
-        "flavor",
-        "distribution",
-        "release",
-        "source_date_epoch",
-        "packages",
-        "wheels",
-        "builder",
-    }
-    assert found["schema"] == "zipnet.packages/1"
-    assert (found["role"], found["flavor"], found["release"]) == ("server", "mock", "trixie")
-    assert [p["name"] for p in found["packages"]] == ["alpha", "beta"]
-    assert [p["name"] for p in found["builder"]["tools"]] == ["apt", "zstd"]
-    assert found["wheels"][0]["sha256"] == "0" * 64
-    assert raw.endswith(b"}\n")
 
 
 @pytest.fixture(scope="module")

@@ -13,57 +13,18 @@ import pytest
 
 from release.build import outputs
 from release.build.settings import Role
+from tests.release.build.run_qemu_support import SHELLS, interpreter, output, printed, run, value
 from tests.release.build.support import program, vectors
-
-SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
 
 
 @pytest.fixture(params=SHELLS)
 def shell(request: pytest.FixtureRequest) -> list[str]:
-    name: str = request.param
-    return {"bash": ["bash", "--posix"], "busybox": ["busybox", "sh"]}.get(name, [name])
+    return interpreter(request.param)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An output folder, its name no easy one."""
-    folder = tmp_path / "it's an out, put"
-    folder.mkdir()
-    (folder / "run-qemu").write_bytes(outputs.run_qemu(Role.SERVER))
-    (folder / "run-qemu").chmod(0o755)
-    for end in ("fd", "efi"):
-        (folder / f"zipnet-server.{end}").write_bytes(b"x")
-    return folder
-
-
-def run(
-    folder: Path, *arguments: str, shell: list[str] | None = None, qemu: str | Path = ""
-) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"]}
-    if qemu:
-        environment["QEMU"] = str(qemu)
-    command = [*(shell or ["sh"]), str(folder / "run-qemu"), *arguments]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-    )
-
-
-def printed(folder: Path, *arguments: str, shell: list[str] | None = None) -> list[str]:
-    done = run(folder, *arguments, "--print", shell=shell)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("\n") == 1
-    return shlex.split(done.stdout)
-
-
-def value(words: list[str], option: str) -> str:
-    assert words.count(option) == 1
-    return words[words.index(option) + 1]
+    return output(tmp_path)
 
 
 @pytest.mark.parametrize("role", list(Role))
@@ -181,6 +142,9 @@ def test_help(folder: Path, option: str) -> None:
         "--cpus",
         "--forward",
         "--mrconfigid",
+        "--state",
+        "--mock-td",
+        "--qmp",
         "--print",
     ):
         assert name in done.stdout
@@ -249,7 +213,16 @@ def test_emulation_starts_qemu(folder: Path, tmp_path: Path, shell: list[str]) -
     arguments = ("--emulate", "--memory", "1G", "--cpus", "1", "--forward", "1:2")
     done = run(folder, *arguments, qemu=qemu, shell=shell)
     assert done.returncode == 7
-    assert "run-qemu: zipnet-server, emulated without TDX: 1 CPU, 1G" in done.stderr
+    assert done.stderr == (
+        "run-qemu: zipnet-server, emulated without TDX; Ctrl-A x ends it\n"
+        f"  firmware    {folder}/zipnet-server.fd\n"
+        f"  image       {folder}/zipnet-server.efi\n"
+        "  memory      1G\n"
+        "  CPUs        1\n"
+        "  disk        none\n"
+        "  forwards    127.0.0.1:1 to 2\n"
+        "  TEE         none\n"
+    )
     shown = run(folder, *arguments, "--print", qemu=qemu, shell=shell)
     assert shlex.split(shown.stdout) == [str(qemu), *done.stdout.splitlines()]
 

@@ -147,9 +147,10 @@ def test_a_drop_in_for_each_role_and_for_nothing_else() -> None:
         text = (ROOT / "mkosi.conf.d" / f"30-{role}.conf").read_text().splitlines()
         assert f"Profiles={role}" in text
         assert f"ImageId=zipnet-{role}" in text
-        assert (ROOT / "images" / role / "mkosi.conf").is_file()
-        units = ROOT / "images" / role / "tree/usr/lib/systemd/system"
-        assert (units / f"zipnet-{role}@.service").is_file()
+        # One unit for all, under a name of the role's.
+        unit = f"../base/appliance@.service:/usr/lib/systemd/system/zipnet-{role}@.service"
+        assert unit in (ROOT / "images" / role / "mkosi.conf").read_text().split()
+    assert (ROOT / "images/base/appliance@.service").is_file()
 
 
 def test_inputs_exist() -> None:

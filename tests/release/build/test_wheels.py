@@ -29,6 +29,7 @@ class Pip:
         self.environments: list[object] = []
         self.fail: BaseException | None = None
         self.files = dict(NAMES)
+        self.record = b""
 
     def __call__(self, command: list[object], **options: object) -> list[str]:
         words = [str(word) for word in command]
@@ -46,6 +47,9 @@ class Pip:
                 (site / name.partition("-")[0]).mkdir(parents=True)
             (site / "bin").mkdir(parents=True, exist_ok=True)
             (site / "bin" / "tool").touch()
+            if self.record:
+                (site / "click-8.1.8.dist-info").mkdir()
+                (site / "click-8.1.8.dist-info" / "RECORD").write_bytes(self.record)
         return []
 
 
@@ -87,6 +91,15 @@ def test_install(pip: Pip, lock: Path, tmp_path: Path, log: Path) -> None:
     # A second build installs nothing.
     assert install(lock, DEBIAN, tmp_path / "cache", log) == runtime
     assert len(pip.commands) == 2
+
+
+def test_scripts_leave_no_trace(pip: Pip, lock: Path, tmp_path: Path, log: Path) -> None:
+    """Their hashes tell the path of the interpreter that ran pip, and images would differ by it."""
+    rest = b"click/__init__.py,sha256=x,9\nclick/bin/a.py,,\n"
+    pip.record = b"../../bin/tool,sha256=ofaninterpreter,259\n" + rest
+    runtime = install(lock, DEBIAN, tmp_path / "cache", log)
+    record = runtime.site_packages / "click-8.1.8.dist-info" / "RECORD"
+    assert record.read_bytes() == rest
 
 
 def test_other_distribution(pip: Pip, lock: Path, tmp_path: Path, log: Path) -> None:

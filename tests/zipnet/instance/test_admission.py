@@ -180,15 +180,15 @@ def test_a_ticket_is_renewed_and_the_client_stays_in() -> None:
         async with town(clients=3) as made:
             client = made.clients[0]
             await made.say_until_landed(client, "with the first ticket")
-            who, first = client._core.id, client._registration
+            who, first = client._core.id, client._place.registration
             member = made.state.clients[who].member
-            client._renew_ms = 0
+            client._place.renew_ms = 0
             await made.until(lambda: made.state.clients[who].registration != first)
             assert made.state.clients[who].member == member
             await made.until(
                 lambda: (
                     {v.registration for v in made.state.clients[who].vouchers.values()}
-                    == {client._registration}
+                    == {client._place.registration}
                 )
             )
             await made.say_until_landed(client, "with the second ticket")

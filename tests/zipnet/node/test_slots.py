@@ -248,3 +248,35 @@ def test_links_are_not_followed(path: Path, tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic"):
         TwoSlots(path, SIZE)
+
+
+def test_slots_within_a_larger_file(path: Path) -> None:
+    path.write_bytes(bytes(16 * SIZE))
+    descriptor = os.open(path, os.O_RDWR)
+    first = TwoSlots(path, SIZE, fd=descriptor)
+    second = TwoSlots(path, SIZE, fd=descriptor, at=5 * SIZE)
+    for record in (OLD, NEW):
+        assert second.read() != record
+        second.write(record)
+        assert first.read() is None
+    first.close()
+    second.close()
+    os.close(descriptor)  # still there: it is not theirs
+    raw = path.read_bytes()
+    assert not any(raw[: 5 * SIZE] + raw[7 * SIZE :])
+    descriptor = os.open(path, os.O_RDWR)
+    assert TwoSlots(path, SIZE, fd=descriptor, at=5 * SIZE).read() == NEW
+    os.close(descriptor)
+
+
+def test_a_counter_that_has_no_successor(path: Path, slots: TwoSlots) -> None:
+    """Anybody who has the file can make one: it is none."""
+    slots.read()
+    slots.write(OLD)
+    forged = TwoSlots(path, SIZE)
+    forged._counter = (1 << 64) - 3
+    forged.write(NEW)
+    forged.close()
+    assert slots.read() == OLD
+    slots.write(NEW)
+    assert slots.read() == NEW

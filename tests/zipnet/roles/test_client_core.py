@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.simulator.attacker import sign_all
-from tests.simulator.hosts import restart_user, resume_user
+from tests.simulator.hosts import clone_user, restart_user, resume_user
 from tests.simulator.nodes import Disk, User
 from tests.simulator.world import World
 from tests.zipnet.attacks.support import SECRET, about_to_speak, messages, refused
@@ -15,9 +15,11 @@ from zipnet.errors import DatumRejected, GuardRefused, Refused
 from zipnet.protocol.envelope import Envelope, audit
 from zipnet.protocol.guards import ClientGuard
 from zipnet.protocol.header import NO_HASH, Header
+from zipnet.protocol.ratelimit import Budget
 from zipnet.protocol.roster import RESUME
 from zipnet.protocol.shape import Shape
 from zipnet.protocol.sheet import Sheet
+from zipnet.roles.client_core import ClientCore
 
 
 def live(seed: int = 1) -> tuple[World, User]:
@@ -265,3 +267,61 @@ def test_a_header_of_an_epoch_whose_key_is_another_boots() -> None:
     world.open()
     with refused(Refused, "header.client-key"):
         world.seal_one(user)
+
+
+def test_who_waits_for_its_resume_is_not_fenced() -> None:
+    world = World(14).start()
+    world.round()
+    user = world.users[0]
+    twin = clone_user(world, user, user.backup())
+    assert resume_user(world, twin) == ""
+    world.open()
+    with refused(GuardRefused, "fenced"):
+        world.seal_one(user)
+    assert user.core.fenced, "the twin has started after it"
+    assert world.seal_one(twin) is not None
+    restart_user(world, user, user.backup())
+    world.time_out()
+    world.open()
+    with refused(GuardRefused, "fenced"):
+        world.seal_one(user)
+    assert not user.core.fenced, "what it sees is the boot before its own"
+    assert resume_user(world, user) == ""
+    world.time_out()
+    world.open()
+    with refused(GuardRefused, "fenced"):
+        world.seal_one(twin)
+    assert twin.core.fenced
+    assert world.seal_one(user) is not None
+    assert world.reused() == 0
+
+
+def test_pairs_of_a_later_epoch_need_no_resume() -> None:
+    """The Resume came too late for the epoch whose pairs were sealed."""
+    world = World(15).start()
+    header = world.round().record.header
+    user = world.users[0]
+    restart_user(world, user, user.backup())
+    while world.round().record.header.epoch == header.epoch:
+        assert user.refusal == "fenced"
+    assert user.core.keyring.epoch == header.epoch + 1
+    assert user.refusal == ""
+    assert not user.core.fenced
+    assert world.reused() == 0
+
+
+def test_a_share_of_the_tags_in_each_epoch() -> None:
+    world = World(16)
+    user = world.users[0]
+    ring, limit = user.backup().ring(user.id), world.config.window.messages_per_epoch
+    core = ClientCore(
+        world.config, world.instance, user.identity, store=Disk(), xor=world.client_ledger.xor,
+        draw=world.draw, keyring=ring, restarted=True, share=limit // 2,
+        budget=Budget(ring.epoch, limit - 1, limit // 2),
+    )  # fmt: skip
+    assert core.speaker.budget == Budget(ring.epoch, limit - 1, limit // 2)
+    user.core = core
+    world.start()
+    world.round()
+    assert core.keyring.epoch == 1
+    assert core.speaker.budget == Budget(1, limit // 2)
