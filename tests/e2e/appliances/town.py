@@ -24,7 +24,7 @@ HOST = "10.0.2.2"
 WINDOW = {
     "round_period_ms": 5_000,
     "round_deadline_ms": 40_000,
-    "fold_deadline_ms": 12_000,
+    "fold_deadline_ms": 8_000,
     "min_participants": 2,
 }
 
