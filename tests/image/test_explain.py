@@ -85,7 +85,7 @@ def release(tmp_path_factory: pytest.TempPathFactory, server: Image) -> Image:
     """A release with one word of a unit file changed."""
     folder = tmp_path_factory.mktemp("release")
     changed = checkout(folder / "checkout")
-    path = changed / "images/server/tree/usr/lib/systemd/system/zipnet-server@.service"
+    path = changed / "images/base/appliance@.service"
     path.write_bytes(path.read_bytes().replace(b"zipnet", b"zipneT", 1))
     out = folder / "out"
     arguments = ("--role", "server", *QUICK, "--skip-boot-proof", "--out", out, "--json")

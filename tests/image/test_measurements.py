@@ -57,7 +57,7 @@ def test_docs_and_tests_move_no_measurement(other: Path, server: Image, tmp_path
 @pytest.mark.parametrize(
     ("role", "path"),
     [
-        (Role.SERVER, "images/server/tree/usr/lib/systemd/system/zipnet-server@.service"),
+        (Role.SERVER, "images/base/appliance@.service"),
         (Role.CLIENT, "zipnet/preflight.py"),
     ],
 )
