@@ -129,7 +129,7 @@ class MockTee:
     `certificates` replaces certificates of the PKI (root, pck-ca, tcb-signer, pck) or adds some.
     """
 
-    seed: bytes
+    seed: bytes = field(repr=False)
     platform: int = 0
     certificates: Mapping[str, Spec] = field(default_factory=dict)
 

@@ -143,3 +143,10 @@ def test_a_tee_can_lose_its_extension() -> None:
     pck = replace(TEE.pki.specs["pck"], extension=None)
     tee = replace(TEE, certificates={"pck": pck})
     assert tee.collateral().parsed.fmspc == COLLATERAL.parsed.fmspc
+
+
+def test_nobody_sees_the_seed() -> None:
+    seed = bytes(range(32))
+    shown = repr(MockTee(seed))
+    assert seed.hex() not in shown
+    assert repr(seed) not in shown
