@@ -18,7 +18,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import (  # type: ignore[attr-defined]  # exported without saying so
@@ -37,6 +39,7 @@ __all__ = [
     "has_signed",
     "load_json",
     "parse",
+    "private_key",
     "shown",
     "sign",
     "verify",
@@ -47,6 +50,20 @@ MAX_BYTES = 3 << 19
 MAX_SIGNATURES = 64
 
 _KEYID = re.compile(r"[0-9a-f]{64}")
+
+
+def private_key(raw: bytes) -> Ed25519PrivateKey | None:
+    """The key in the content of a signer's file: 64 hex digits, or PEM (PKCS 8) without a password.
+
+    None for anything else: nothing is said of bytes that may be a secret.
+    """
+    if re.fullmatch(rb"[0-9a-fA-F]{64}\s*", raw):
+        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(raw.decode()))
+    try:
+        key = load_pem_private_key(raw, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return None
+    return key if isinstance(key, Ed25519PrivateKey) else None
 
 
 def sign(payload: bytes, payload_type: str, key: Ed25519PrivateKey) -> Signature:

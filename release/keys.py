@@ -16,16 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    load_pem_private_key,
 )
 
-from attestation.envelope import fields, load_json, shown
+from attestation.envelope import fields, load_json, private_key, shown
 from attestation.files import read_file, unwritable
 from release.errors import ReleaseFormatError, ReleaseRejected
 
@@ -158,7 +156,7 @@ def private(path: Path | None, environment: Mapping[str, str] = os.environ) -> E
             )
     else:
         raw = environment.get(VARIABLE, "").encode(errors="replace")
-    key = _private(raw)
+    key = private_key(raw)
     if key is None:
         raise ReleaseFormatError(
             f"{path or VARIABLE} holds no Ed25519 private key",
@@ -168,16 +166,6 @@ def private(path: Path | None, environment: Mapping[str, str] = os.environ) -> E
             hint="`python -m release keygen FILE` makes one",
         )
     return key
-
-
-def _private(raw: bytes) -> Ed25519PrivateKey | None:
-    if re.fullmatch(rb"[0-9a-fA-F]{64}\s*", raw):
-        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(raw.decode()))
-    try:
-        key = load_pem_private_key(raw, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        return None
-    return key if isinstance(key, Ed25519PrivateKey) else None
 
 
 _FIELDS = {"name", "key", "demo", "not_before", "not_after"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from attestation import envelope
 from attestation.allowlist import AllowList
@@ -416,7 +413,7 @@ def operator_key(path: Path, known: OperatorSet) -> Ed25519PrivateKey:
 
 def private_key(path: Path, raw: bytes) -> Ed25519PrivateKey:
     """The private key in the content of a file. Raises ConfigRejected."""
-    key = _private(raw)
+    key = envelope.private_key(raw)
     if key is None:
         raise ConfigRejected(
             f"{path} holds no Ed25519 private key",
@@ -425,16 +422,6 @@ def private_key(path: Path, raw: bytes) -> Ed25519PrivateKey:
             hint="`openssl genpkey -algorithm ed25519` makes one",
         )
     return key
-
-
-def _private(raw: bytes) -> Ed25519PrivateKey | None:
-    if re.fullmatch(rb"[0-9a-fA-F]{64}\s*", raw):
-        return Ed25519PrivateKey.from_private_bytes(bytes.fromhex(raw.decode()))
-    try:
-        key = load_pem_private_key(raw, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        return None
-    return key if isinstance(key, Ed25519PrivateKey) else None
 
 
 def _named(known: OperatorSet, name: str) -> bytes:
